@@ -1,0 +1,261 @@
+"""The Card: what a backbone looks like in numbers, enough to check plans and to count operations without loading torch.
+
+It does not live in foveate.backbones because importing that package registers models with timm, which loads torch.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from foveate.errors import FoveateError
+from foveate.ledger import Operation
+
+SHIPPED = Path(__file__).parent / "cards"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer of a backbone whose number of rows depends on the tokens: rows x inputs times inputs x outputs.
+
+    name: its place below the block or the head, such as "attn.qkv" or "head.fc".
+    rows: what its rows are, words joined by "+": "tokens" (prefix+patches+packages), "prefix", "patches", "packages", "grid"
+        (every place of the patch grid, live or not), "image" (one row).
+    times: groups or heads. kind: as in Operation ("norm" touches rows x outputs elements).
+    along: the dimension of the product that the rows are, "m", or "k" for a weighted sum over them.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    rows: str = "tokens"
+    times: int = 1
+    kind: str = "gemm"
+    along: str = "m"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Attention inside windows of height x width tokens, `count` of them (padded grid), shifted or not."""
+
+    height: int
+    width: int
+    count: int
+    shifted: bool = False
+
+    @property
+    def area(self) -> int:
+        """Tokens of one window."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What happens between a block and a coarser next one: Swin's patch merging, PiT's pooling convolution.
+
+    A place of the new grid reads a kernel x kernel field of the old one, `stride` apart, `padding` beyond its edge.
+    parts: their rows are those of the new grid.
+    """
+
+    kernel: int
+    stride: int
+    padding: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class BlockCard:
+    """One block: widths, its linears, the grid of its patch tokens, its window and what follows it.
+
+    projections: the linears that make queries, keys and values (and a gate, where there is one).
+    output: the linear behind the attention. mlp: the MLP's linears; `hidden` is the width of its activation.
+    """
+
+    dim: int
+    heads: int
+    head_dim: int
+    hidden: int
+    grid: tuple[int, int]
+    projections: tuple[Part, ...]
+    output: Part
+    mlp: tuple[Part, ...]
+    window: Window | None = None
+    transition: Transition | None = None
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of this block when nothing is pruned."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def linears(self) -> tuple[Part, ...]:
+        """Every linear of the block in running order."""
+        return (*self.projections, self.output, *self.mlp)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A backbone: `blocks` between the fixed operations of the `stem` and the parts of the `head`.
+
+    family: "vit", "eva", "pit", "swin" or "lvvit". image_size: (height, width) in pixels. prefix_tokens: class, distillation and
+    register tokens. pool: what the head reads ("token", "avg", "map", ...). params: of the whole dense model.
+    """
+
+    name: str
+    family: str
+    image_size: tuple[int, int]
+    in_chans: int
+    num_classes: int
+    prefix_tokens: int
+    pool: str
+    params: int
+    stem: tuple[Operation, ...]
+    blocks: tuple[BlockCard, ...]
+    head: tuple[Part, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def block(self, number: int) -> BlockCard:
+        """The block with this 1-based number; FoveateError beyond the depth."""
+        if not 1 <= number <= self.depth:
+            raise FoveateError(
+                given=f"block {number} of {self.name}",
+                allowed=f"blocks 1 to {self.depth}",
+                do="count blocks from 1, as the papers do",
+            )
+        return self.blocks[number - 1]
+
+    def next_block(self, number: int) -> BlockCard:
+        """The block that reads what stands after block `number` and its transition; the last block itself at the end."""
+        self.block(number)
+        return self.blocks[min(number, self.depth - 1)]
+
+    def grid_after(self, number: int) -> tuple[int, int]:
+        """Patch grid (height, width) after block `number` and its transition: where a selector "after" it stands."""
+        return self.next_block(number).grid
+
+    def tokens_after(self, number: int) -> int:
+        """Patch tokens of the grid after block `number` and its transition, before any pruning."""
+        return self.next_block(number).patches
+
+    def dim_after(self, number: int) -> int:
+        """Width of the tokens after block `number` and its transition."""
+        return self.next_block(number).dim
+
+    def heads_after(self, number: int) -> int:
+        """Heads that the tokens after block `number` and its transition are split into."""
+        return self.next_block(number).heads
+
+    def stage_of(self, number: int) -> int:
+        """The 1-based stage of block `number`: one more than the transitions before it."""
+        self.block(number)
+        return 1 + sum(block.transition is not None for block in self.blocks[: number - 1])
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back to an equal Card; runs of equal blocks are written once."""
+        form = asdict(self)
+        form["stem"] = [_sparse(o, Operation) for o in form["stem"]]
+        form["head"] = [_sparse(p, Part) for p in form["head"]]
+        form["blocks"] = []
+        for index, block in enumerate(self.blocks):
+            if index and block == self.blocks[index - 1]:
+                form["blocks"][-1]["repeat"] += 1
+            else:
+                form["blocks"].append({"repeat": 1} | _block_form(block))
+        return json.dumps(form, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The Card that `to_json` wrote; raises FoveateError where the text is not one."""
+        try:
+            form = json.loads(text)
+            blocks = [_block(dict(b)) for b in form["blocks"] for _ in range(b["repeat"])]
+            shared: dict[BlockCard, BlockCard] = {}
+            return cls(**form | {
+                "image_size": tuple(form["image_size"]),
+                "stem": tuple(Operation(**o) for o in form["stem"]),
+                "head": tuple(Part(**p) for p in form["head"]),
+                "blocks": tuple(shared.setdefault(block, block) for block in blocks),
+            })
+        except (ValueError, KeyError, TypeError) as error:
+            raise FoveateError(
+                given=f"a text that is no card ({type(error).__name__}: {error})",
+                allowed="JSON as Card.to_json() writes it",
+                do="make the card again: scripts/make_cards.py, or delete it from the cache",
+            ) from error
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the backbones whose cards come with foveate."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.json")))
+
+
+def stored_card(name: str) -> Card | None:
+    """The shipped or cached Card of a timm model name, or None; never loads torch."""
+    if Path(name).name != name:
+        return None
+    for folder in (SHIPPED, cache_folder()):
+        path = folder / f"{name}.json"
+        try:
+            return Card.from_json(path.read_text())
+        except FoveateError:
+            if folder == SHIPPED:
+                raise
+        except OSError:
+            continue
+    return None
+
+
+def keep_card(card: Card, name: str) -> None:
+    """Writes `card` to the user's cache, whole or not at all; a folder that cannot be written is no error."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
+        with os.fdopen(handle, "w") as file:
+            file.write(card.to_json())
+        os.replace(temporary, folder / f"{name}.json")
+    except OSError:
+        return
+
+
+def cache_folder() -> Path:
+    """Where cards of further models are kept: $FOVEATE_CACHE, or foveate in the user's cache folder, one folder a timm version."""
+    root = os.environ.get("FOVEATE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveate"
+    try:
+        timm = version("timm")
+    except PackageNotFoundError:
+        timm = "none"
+    return Path(root) / "cards" / f"timm-{timm}"
+
+
+def _sparse(form: dict[str, Any], kind: type) -> dict[str, Any]:
+    defaults = {name: field.default for name, field in kind.__dataclass_fields__.items()}
+    return {name: value for name, value in form.items() if value != defaults[name]}
+
+
+def _block_form(block: BlockCard) -> dict[str, Any]:
+    form = asdict(block)
+    for name in ("projections", "mlp"):
+        form[name] = [_sparse(part, Part) for part in form[name]]
+    form["output"] = _sparse(form["output"], Part)
+    if block.transition:
+        form["transition"]["parts"] = [_sparse(part, Part) for part in form["transition"]["parts"]]
+    return _sparse(form, BlockCard)
+
+
+def _block(form: dict[str, Any]) -> BlockCard:
+    form.pop("repeat")
+    parts = {name: tuple(Part(**p) for p in form[name]) for name in ("projections", "mlp")}
+    if form.get("window"):
+        parts["window"] = Window(**form["window"])
+    if form.get("transition"):
+        inner = tuple(Part(**p) for p in form["transition"]["parts"])
+        parts["transition"] = Transition(**form["transition"] | {"parts": inner})
+    return BlockCard(**form | parts | {"grid": tuple(form["grid"]), "output": Part(**form["output"])})
