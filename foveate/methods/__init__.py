@@ -1,0 +1,36 @@
+"""The registry: one word a method. Settings are torch-free; `layers(name)` loads a room's modules when a model needs them."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+from foveate.errors import FoveateError
+from foveate.methods.base import Method
+from foveate.methods.random.config import Random
+from foveate.methods.spvit.config import SPViT
+from foveate.methods.structure.config import Structure
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (SPViT, Random, Structure)}
+
+
+def method_class(name: str) -> type[Method]:
+    """The settings class called `name`; an unknown name raises FoveateError with the nearest known ones."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(str(name), METHODS, n=1)
+        raise FoveateError(
+            given=f"method {name!r}",
+            allowed=", ".join(METHODS),
+            do=f"did you mean {near[0]!r}?" if near else "choose one of these (`foveate methods` explains them)",
+        )
+    return METHODS[name]
+
+
+def layers(name: str):
+    """The room's `layers` module, whose `build(config, anatomy)` makes the method's nn.Module."""
+    return import_module(f"foveate.methods.{method_class(name).name}.layers")
+
+
+def cost(name: str):
+    """The room's `cost` module."""
+    return import_module(f"foveate.methods.{method_class(name).name}.cost")

@@ -1,0 +1,119 @@
+"""What every method's settings have in common: a frozen value that checks itself and goes to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from foveate.errors import FoveateError
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings of one method; subclasses are frozen dataclasses that validate in `__post_init__`.
+
+    `name` is the word used in plans, on the command line and for the method's own parameters.
+    `data_dependent` says whether the cost differs from image to image.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def data_dependent(self) -> bool:
+        return False
+
+    def validate(self, card) -> None:
+        """Raises FoveateError if these settings do not fit the backbone that `card` describes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.name} | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> "Method":
+        """Builds the settings from keyword values; unknown or missing keys raise FoveateError."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(settings) - set(fields))
+        if unknown:
+            raise FoveateError(
+                given=f"{cls.name}(...) with {', '.join(map(repr, unknown))}",
+                allowed=f"settings of {cls.name}: {', '.join(fields)}",
+                do="remove or correct that setting (`foveate methods` lists them all)",
+            )
+        missing = [n for n, f in fields.items()
+                   if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and n not in settings]
+        if missing:
+            raise FoveateError(
+                given=f"{cls.name}(...) without {', '.join(missing)}",
+                allowed=f"{cls.name}({', '.join(fields)})",
+                do=f"add {missing[0]}=...",
+            )
+        return cls(**settings)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def wrong(method: type[Method] | Method, field: str, value: Any, allowed: str, do: str) -> typing.NoReturn:
+    """Raises the FoveateError for one setting of a method."""
+    raise FoveateError(given=f"{method.name}({field}={value!r})", allowed=allowed, do=do)
+
+
+def check_blocks(method: Method, field: str) -> None:
+    """Turns `field` into a tuple of strictly increasing 1-based block numbers."""
+    value = getattr(method, field)
+    value = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    good = isinstance(value, (list, tuple)) and len(value) > 0 and all(
+        isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in value)
+    if not good or any(b >= c for b, c in zip(value, value[1:])):
+        wrong(method, field, value, "increasing block numbers, counted from 1 as in the papers, such as [3, 6, 9]",
+              "give each block once, in increasing order")
+    object.__setattr__(method, field, tuple(value))
+
+
+def check_ratios(method: Method, field: str, count: int) -> None:
+    """Turns `field` into a tuple of `count` keep ratios in (0, 1]."""
+    value = getattr(method, field)
+    value = (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    good = isinstance(value, (list, tuple)) and all(
+        isinstance(r, (int, float)) and not isinstance(r, bool) and math.isfinite(r) and 0 < r <= 1 for r in value)
+    if not good:
+        wrong(method, field, value, "ratios in (0, 1], such as [0.7, 0.49, 0.343]",
+              "give the share of patch tokens to keep, not to drop, as numbers between 0 and 1")
+    if len(value) != count:
+        wrong(method, field, list(value), f"{count} ratios, one for each of the {count} stages", "give one ratio a stage")
+    object.__setattr__(method, field, tuple(float(r) for r in value))
+
+
+def check_bool(method: Method, field: str) -> None:
+    value = getattr(method, field)
+    if not isinstance(value, bool):
+        wrong(method, field, value, "true or false", "write True or False (true or false in JSON)")
+
+
+def check_depth(method: Method, field: str, card, last: int) -> None:
+    """Raises if a block number of `field` lies beyond `last`, the last block where it makes sense."""
+    beyond = [b for b in getattr(method, field) if b > last]
+    if beyond:
+        wrong(method, field, list(getattr(method, field)), f"blocks 1...{last} of {card.name}, which has {card.depth} blocks",
+              f"replace {', '.join(map(str, beyond))} by an earlier block")
+
+
+def kept_count(keep: float, tokens: int) -> int:
+    """Patch tokens that a keep ratio leaves of `tokens`: rounded half up, at least one."""
+    return max(1, math.floor(keep * tokens + 0.5))
+
+
+def check_stages(method: Method, card) -> None:
+    """Raises unless the stages of (`after`, `keep`) fit `card`: inside its depth, and fewer tokens at every stage."""
+    check_depth(method, "after", card, card.depth - 1)
+    previous: dict[int, float] = {}
+    for block, keep in zip(method.after, method.keep):
+        tokens = card.tokens_after(block)
+        if keep >= previous.get(tokens, 1.1):
+            wrong(method, "keep", list(method.keep), "ratios that decrease from stage to stage (each relative to all patch tokens)",
+                  f"make the ratio after block {block} smaller than {previous[tokens]}")
+        previous[tokens] = keep

@@ -1,0 +1,42 @@
+"""Settings of random token pruning, the first baseline of SPViT's Table 6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.methods.base import Method, check_blocks, check_bool, check_ratios, check_stages, wrong
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    """Keeps randomly chosen patch tokens, new ones at every call (Table 6 of SPViT).
+
+    after, keep, package, package_weight: as in SPViT. The counts are exact for every image; replaying a
+    Trace (`model.traced(x, decisions=trace.shuffled(seed))`) gives each image another method's counts instead.
+    seed: together with the number of images seen so far it determines every choice in evaluation.
+    """
+
+    name: ClassVar[str] = "random"
+
+    after: tuple[int, ...]
+    keep: tuple[float, ...]
+    package: bool = True
+    package_weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        check_blocks(self, "after")
+        check_ratios(self, "keep", len(self.after))
+        if any(a < b for a, b in zip(self.keep, self.keep[1:])):
+            wrong(self, "keep", list(self.keep), "ratios that decrease from stage to stage (each relative to all patch tokens)",
+                  "sort them: a token once dropped does not come back")
+        check_bool(self, "package")
+        if isinstance(self.package_weight, bool) or not isinstance(self.package_weight, (int, float)) or not 0 <= self.package_weight < float("inf"):
+            wrong(self, "package_weight", self.package_weight, "a number >= 0", "give a finite number, 1 is usual")
+        object.__setattr__(self, "package_weight", float(self.package_weight))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            wrong(self, "seed", self.seed, "a whole number", "give a whole number such as 0")
+
+    def validate(self, card) -> None:
+        check_stages(self, card)

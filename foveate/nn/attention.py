@@ -1,0 +1,62 @@
+"""Softmax attention in the three forms of the token stream."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.nn.tokens import Tokens
+
+
+def policy_softmax(scores: Tensor, live: Tensor) -> Tensor:
+    """Softmax over keys in which every key counts with its decision weight, and every token at least for itself.
+
+    A_ij = exp(S_ij - max) P_ij / sum_j exp(S_ij - max) P_ij with P_ij = D_j and P_ii = 1 (semantics.md 1), in
+    float32. A mask of -inf would give the decisions no gradient; this form does.
+
+    scores: [B, H, n, m] with n <= m; query i is key i.  live: decision weights [B, m] (or [B, 1, n, m], used as P).
+    """
+    scores = scores.float()
+    weights = live.float()
+    if weights.dim() == 2:
+        own = torch.eye(scores.shape[-2], scores.shape[-1], dtype=torch.bool, device=scores.device)
+        weights = weights[:, None, None, :].expand(-1, 1, scores.shape[-2], -1).masked_fill(own, 1.0)
+    top = scores.detach().masked_fill(weights <= 0, -torch.inf).amax(-1, keepdim=True)
+    # Dead keys may score far above the live maximum; bounding them keeps inf * 0 out of the forward pass.
+    unnormalised = torch.exp((scores - top).clamp_max(60.0)) * weights
+    return unnormalised / unnormalised.sum(-1, keepdim=True)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, live: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Attention under decision weights: q [B, H, n, d], k, v [B, H, m, d], live [B, m] -> [B, H, n, d_v]."""
+    scores = (q * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    return policy_softmax(scores, live).to(v.dtype) @ v
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
+    """Softmax attention over all keys: q [B, H, n, d], k, v [B, H, m, d] -> [B, H, n, d_v].
+
+    fused=False spells the products out, which in bfloat16 on a CPU is the faster way.
+    """
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, dropout_p=dropout)
+    weights = ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
+    return F.dropout(weights, dropout) @ v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
+    """Softmax attention among the live tokens of each image.
+
+    q, k, v: [B, n, H, d], or ragged [T, H, d]; the result has the same leading shape.
+    """
+    if tokens.ragged:
+        parts = zip(*(torch.split(t.transpose(0, 1), tokens.lengths, dim=1) for t in (q, k, v)))
+        mixed = [dense_attention(*(t[None] for t in part), scale, fused)[0] for part in parts]
+        return torch.cat(mixed, dim=1).transpose(0, 1)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if tokens.masked:
+        return masked_attention(q, k, v, tokens.live, scale).transpose(1, 2)
+    return dense_attention(q, k, v, scale, fused, dropout).transpose(1, 2)

@@ -1,0 +1,102 @@
+"""Pruning patch tokens: from keep decisions to the next token stream, in every form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.nn.tokens import PACKAGE, Tokens, from_rows
+
+
+def gumbel_keep(probabilities: Tensor) -> Tensor:
+    """Hard keep decisions D with the gradient of the soft ones (Eq. 7 of SPViT): Gumbel-softmax on log T, tau = 1.
+
+    probabilities: [..., 2], keep first. Returns [...] of exact zeros and ones.
+    """
+    logits = probabilities.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return F.gumbel_softmax(logits, tau=1.0, hard=True)[..., 0]
+
+
+def at_least_one(keep: Tensor, live: Tensor, score: Tensor) -> Tensor:
+    """Lets the best-scored live patch of an image live on where `keep` would drop them all (semantics.md 4).
+
+    keep, live, score: [B, m]; gradients flow through `keep` untouched.
+    """
+    best = F.one_hot(score.detach().masked_fill(live <= 0, -torch.inf).argmax(1), keep.shape[1]).to(keep.dtype)
+    empty = ((keep * live).sum(1, keepdim=True) == 0).to(keep.dtype)
+    return keep + empty * best * (1 - keep).detach()
+
+
+def top_k(score: Tensor, live: Tensor | None, k: int) -> Tensor:
+    """Indices [B, k] of the best-scored live patches in grid order; score [B, m]."""
+    score = score if live is None else score.masked_fill(live <= 0, -torch.inf)
+    return torch.topk(score, k, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def package(x: Tensor, weight: Tensor) -> Tensor:
+    """Eq. 8 of SPViT: P = sum_i n_i m_i[0] / sum_i m_i[0] over dropped tokens.
+
+    x: [B, m, D]; weight [B, m]: keep probability m_i[0] of dropped tokens, zero for all others. Returns [B, D] in
+    x's type (summed in float32); images that dropped nothing get zeros.
+    """
+    weight = weight.float()
+    total = weight.sum(1, keepdim=True)
+    return ((weight / torch.where(total > 0, total, 1.0))[:, None] @ x.float())[:, 0].to(x.dtype)
+
+
+def prune_masked(tokens: Tokens, keep: Tensor, score: Tensor, package_on: bool) -> Tokens:
+    """Masked form: multiplies the decisions (D * D') and appends a package token, alive where something was dropped.
+
+    keep: [B, m] decisions with gradient; score: [B, m] keep probabilities.
+    """
+    before = tokens.live[:, tokens.patches]
+    after = before * keep
+    live = torch.cat([tokens.live[:, : tokens.prefix], after, tokens.live[:, tokens.patches.stop:]], 1)
+    if not package_on:
+        return replace(tokens, live=live)
+    dropped = before - after
+    # Nothing may flow back from a division by a vanishing sum, hence the floor on scores.
+    token = package(tokens.x[:, tokens.patches], dropped * score.float().clamp_min(1e-6))
+    alive = (dropped.detach().sum(1, keepdim=True) > 0).to(live.dtype)
+    place = torch.cat([tokens.place, tokens.place.new_full((1,), PACKAGE)])
+    return replace(tokens, x=torch.cat([tokens.x, token[:, None]], 1), live=torch.cat([live, alive], 1), place=place,
+                   packages=tokens.packages + 1)
+
+
+def prune_top_k(tokens: Tokens, index: Tensor, score: Tensor, package_on: bool) -> Tokens:
+    """Uniform form with static shapes: keeps the patches `index` [B, k] of each image, packages the others.
+
+    score: [B, m] keep probabilities of the patches present.
+    """
+    patches, place = tokens.x[:, tokens.patches], tokens.places()
+    taken = index[..., None].expand(-1, -1, patches.shape[2])
+    start, stop = tokens.patches.start, tokens.patches.stop
+    parts = [tokens.x[:, :start], patches.gather(1, taken), tokens.x[:, stop:]]
+    places = [place[:, :start], place[:, start:stop].gather(1, index), place[:, stop:]]
+    packages = tokens.packages
+    if package_on and index.shape[1] < patches.shape[1]:
+        dropped = torch.ones_like(score).scatter(1, index, 0.0) * score.clamp_min(1e-6)
+        parts.append(package(patches, dropped)[:, None])
+        places.append(place.new_full((place.shape[0], 1), PACKAGE))
+        packages += 1
+    return replace(tokens, x=torch.cat(parts, 1), place=torch.cat(places, 1), packages=packages)
+
+
+def prune_rows(tokens: Tokens, keep: Tensor, score: Tensor, package_on: bool) -> Tokens:
+    """Packed form with per-image counts: keep, score [R] for every row of x (prefix and package rows are always kept)."""
+    x, image, place = tokens.x.reshape(-1, tokens.x.shape[-1]), tokens.image_of_row(), tokens.places().flatten()
+    keep = keep | (place < 0)
+    rows, images, places = x[keep], image[keep], place[keep]
+    if package_on:
+        weight = torch.where(keep, 0.0, score.float().clamp_min(1e-6))
+        total = torch.zeros(tokens.images, device=x.device).index_add(0, image, weight)
+        token = torch.zeros(tokens.images, x.shape[1], device=x.device).index_add(0, image, x.float() * weight[:, None])
+        some = total > 0
+        token = (token / torch.where(some, total, 1.0)[:, None]).to(x.dtype)
+        rows = torch.cat([rows, token[some]])
+        images = torch.cat([images, some.nonzero()[:, 0]])
+        places = torch.cat([places, torch.full_like(some.nonzero()[:, 0], PACKAGE)])
+    return from_rows(tokens, rows, images, places)

@@ -1,0 +1,120 @@
+"""Tokens: what flows between two blocks, in one of three forms.
+
+*masked*: x [B, n, D] holds every patch; `live` [B, n] says with which weight each token takes part (training).
+*uniform*: x [B, n, D] holds live tokens only, the same count for every image (static shapes, or one image).
+*ragged*: x [T, D] holds the live tokens of all images, one image after the other; `lengths` counts them.
+
+Within an image the order is always prefix tokens, patches in grid order, package tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+PREFIX, PACKAGE = -1, -2
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One token stream.
+
+    x: [B, n, D] (masked, uniform) or [T, D] (ragged).
+    prefix: number of leading tokens that are never pruned.
+    grid: (rows, columns) of this stage's patch grid.
+    place: grid slot of every token, PREFIX or PACKAGE: [n] while all patches are there, [B, n] or [T] afterwards.
+    live: decision weights [B, n] in [0, 1] of the masked form, else None.
+    packages: trailing package tokens of the masked and uniform forms (ragged: see `place`).
+    lengths: live tokens of each image, ragged form only.
+    package_weight: weight of package tokens in average and map pooling.
+    rope: rotary table of the backbone, rows in grid order; None without rotary embeddings.
+    """
+
+    x: Tensor
+    prefix: int
+    grid: tuple[int, int]
+    place: Tensor
+    live: Tensor | None = None
+    packages: int = 0
+    lengths: tuple[int, ...] | None = None
+    package_weight: float = 1.0
+    rope: Tensor | None = None
+
+    @property
+    def masked(self) -> bool:
+        return self.live is not None
+
+    @property
+    def ragged(self) -> bool:
+        return self.lengths is not None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether something other than all patches in grid order may flow."""
+        return self.place.dim() > 1 or self.ragged or self.masked or self.packages > 0
+
+    @property
+    def images(self) -> int:
+        return len(self.lengths) if self.ragged else self.x.shape[0]
+
+    @property
+    def patches(self) -> slice:
+        """Where the patches stand in dimension 1 of the masked and uniform forms."""
+        return slice(self.prefix, self.x.shape[1] - self.packages)
+
+    def with_x(self, x: Tensor) -> "Tokens":
+        return replace(self, x=x)
+
+    def counts(self) -> list[int]:
+        """Live tokens of each image."""
+        if self.ragged:
+            return list(self.lengths)
+        if self.masked:
+            return (self.live > 0).sum(1).tolist()
+        return [self.x.shape[1]] * self.x.shape[0]
+
+    def image_of_row(self) -> Tensor:
+        """Image index of every row of x.flatten(0, 1) (uniform) or x (ragged)."""
+        device = self.x.device
+        if self.ragged:
+            return torch.repeat_interleave(torch.arange(self.images, device=device), torch.tensor(self.lengths, device=device),
+                                           output_size=self.x.shape[0])
+        return torch.arange(self.images, device=device).repeat_interleave(self.x.shape[1], output_size=self.x.shape[:2].numel())
+
+    def places(self) -> Tensor:
+        """`place` with one entry for every token: [B, n] or, ragged, [T]."""
+        return self.place if self.ragged or self.place.dim() > 1 else self.place.expand(self.x.shape[0], -1)
+
+    def kept(self) -> Tensor:
+        """Which patch slots are alive: bool [B, grid slots]."""
+        slots = self.grid[0] * self.grid[1]
+        if self.masked:
+            return self.live[:, self.patches] > 0
+        mask = torch.zeros(self.images, slots, dtype=torch.bool, device=self.x.device)
+        image, place = self.image_of_row(), self.places().flatten()
+        mask[image[place >= 0], place[place >= 0]] = True
+        return mask
+
+
+def dense(x: Tensor, prefix: int, grid: tuple[int, int], rope: Tensor | None = None) -> Tokens:
+    """All patches of all images: x [B, prefix + rows * columns, D]."""
+    place = torch.arange(-prefix, grid[0] * grid[1], device=x.device).clamp_min(PREFIX)
+    return Tokens(x, prefix, grid, place, rope=rope)
+
+
+def from_rows(tokens: Tokens, rows: Tensor, image: Tensor, place: Tensor) -> Tokens:
+    """Packs rows [R, D] that belong to images `image` [R] (any order) into ragged, or if counts agree uniform, form.
+
+    Rows of one image keep their relative order. One image always comes back uniform, without a data-dependent split.
+    """
+    if tokens.images == 1:
+        return replace(tokens, x=rows[None], place=place[None], packages=0, lengths=None, live=None)
+    order = torch.argsort(image, stable=True)
+    lengths = tuple(torch.bincount(image, minlength=tokens.images).tolist())
+    rows, place = rows[order], place[order]
+    if len(set(lengths)) == 1:
+        shape = (tokens.images, lengths[0])
+        return replace(tokens, x=rows.view(*shape, -1), place=place.view(shape), packages=0, lengths=None, live=None)
+    return replace(tokens, x=rows, place=place, packages=0, lengths=lengths, live=None)

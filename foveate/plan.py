@@ -1,0 +1,154 @@
+"""Plan: which method does what in which block; a frozen, versioned value that goes to JSON and back."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable
+
+from foveate.errors import FoveateError
+from foveate.methods import METHODS, method_class
+from foveate.methods.base import Method
+from foveate.presets import preset
+
+VERSION = 1
+_INLINE = "spvit(after=[3,6,9], keep=[0.7,0.49,0.343])"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ordered tuple of method settings; `Plan([])` changes nothing.
+
+    Raises FoveateError if something else than method settings is given or a method appears twice.
+    """
+
+    methods: tuple[Method, ...] = ()
+
+    def __init__(self, methods: Iterable[Method] = ()):
+        methods = (methods,) if isinstance(methods, Method) else methods
+        try:
+            methods = tuple(methods)
+        except TypeError:
+            methods = (methods,)
+        for m in methods:
+            if not isinstance(m, Method):
+                raise FoveateError(f"Plan([...]) with {m!r}", "settings of methods, such as fv." + ", fv.".join(c.__name__ for c in METHODS.values()),
+                                   f"write fv.Plan([fv.SPViT(after=(3, 6, 9), keep=(0.7, 0.49, 0.343))]), or fv.Plan.parse({_INLINE!r})")
+        names = [m.name for m in methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise FoveateError(f"a plan with {name} twice", "each method once", f"join the two into one {name}(...) with all its stages")
+        object.__setattr__(self, "methods", methods)
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether the cost differs from image to image."""
+        return any(m.data_dependent for m in self.methods)
+
+    def find(self, name: str) -> Method | None:
+        """The settings of the method called `name`, or None."""
+        return next((m for m in self.methods if m.name == name), None)
+
+    def validate(self, card) -> None:
+        """Raises FoveateError if a method does not fit the backbone that `card` describes."""
+        for m in self.methods:
+            m.validate(card)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"foveate_plan": VERSION, "methods": [m.to_dict() for m in self.methods]}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name the plan: equal plans have equal digests."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "plan JSON") -> "Plan":
+        """Reads `to_json`'s text; raises FoveateError on broken JSON, a newer version, unknown keys or wrong types."""
+        try:
+            data = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise FoveateError(f"{source} that is not JSON ({error})", "a file written by Plan.to_json", "check the file for truncation, or write it anew") from None
+        return cls.from_dict(data, source)
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "plan JSON") -> "Plan":
+        shape = '{"foveate_plan": 1, "methods": [{"method": "spvit", ...}]}'
+        if not isinstance(data, dict) or "foveate_plan" not in data:
+            raise FoveateError(f"{source} without foveate_plan", shape, "is this a plan? They are written by Plan.to_json")
+        version = data["foveate_plan"]
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise FoveateError(f"{source} with foveate_plan={version!r}", f"a whole number up to {VERSION}", "write the plan anew with Plan.to_json")
+        if version > VERSION:
+            raise FoveateError(f"{source} of version {version}", f"versions up to {VERSION} (this foveate)", "upgrade foveate: pip install --upgrade foveate")
+        unknown = sorted(set(data) - {"foveate_plan", "methods"})
+        if unknown:
+            raise FoveateError(f"{source} with {', '.join(map(repr, unknown))}", "the keys foveate_plan and methods", "remove the unknown keys")
+        methods = data.get("methods")
+        if not isinstance(methods, list) or not all(isinstance(m, dict) and isinstance(m.get("method"), str) for m in methods):
+            raise FoveateError(f"{source} with methods={methods!r}", shape, "give a list of objects, each with its method's name")
+        return cls(method_class(m["method"]).from_dict({k: v for k, v in m.items() if k != "method"}) for m in methods)
+
+    @classmethod
+    def parse(cls, text: str) -> "Plan":
+        """Reads a plan as the command line takes it: a file or run folder, a preset's name, or the inline form.
+
+        The inline form is `spvit(after=[3,6,9], keep=[0.7,0.49,0.343])`, several methods joined by `+`, `dense`
+        for none; it is parsed as literals, never evaluated.
+        """
+        text = text.strip()
+        if text in ("dense", ""):
+            return cls()
+        if "(" in text or text in METHODS:
+            return cls(_inline(text))
+        path = Path(text)
+        path = path / "plan.json" if path.is_dir() else path
+        if path.is_file():
+            return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        if path.suffix == ".json" or len(path.parts) > 1:
+            raise FoveateError(f"plan {text!r}, which is no file here", f"an existing file or run folder, a preset, or {_INLINE}", "check the path (`ls`)")
+        return cls.from_dict(preset(text).plan, f"preset {text}")
+
+    def __str__(self) -> str:
+        return " + ".join(f"{m.name}({_arguments(m)})" for m in self.methods) or "dense"
+
+
+def _arguments(method: Method) -> str:
+    settings = {k: v for k, v in method.to_dict().items() if k != "method"}
+    defaults = {k: v for k, v in ((k, getattr(type(method), k, None)) for k in settings)}
+    return ", ".join(f"{k}={v}" for k, v in settings.items() if v != defaults[k]).replace("'", "")
+
+
+def _inline(text: str) -> list[Method]:
+    def broken(why: str) -> FoveateError:
+        return FoveateError(f"plan {text!r}: {why}", f"{_INLINE}, several joined by +", "quote the whole plan and use name=value inside the brackets")
+
+    def walk(node: ast.expr) -> list[Method]:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return walk(node.left) + walk(node.right)
+        if isinstance(node, ast.Name):
+            return [method_class(node.id).from_dict({})]
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise broken("not a method with brackets")
+        if node.args or any(k.arg is None for k in node.keywords):
+            raise broken(f"{node.func.id} has a value without a name")
+        return [method_class(node.func.id).from_dict({k.arg: value(k.value) for k in node.keywords})]
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Name):
+            return {"true": True, "false": False}.get(node.id, node.id)
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            raise broken(f"{ast.unparse(node)} is not a plain value") from None
+
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise broken(getattr(error, "msg", None) or type(error).__name__) from None
+    return walk(tree.body)

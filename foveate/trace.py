@@ -1,0 +1,84 @@
+"""Trace: what really happened in one forward pass, image by image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from foveate.errors import FoveateError
+
+
+@dataclass
+class Trace:
+    """Decisions and counts of a pass over `images` images.
+
+    tokens[stage][image]: live tokens after that pruning stage, prefix and package tokens included.
+    block_tokens[block - 1][image]: tokens that each block worked on (the cost of every plan follows from these).
+    kept[stage]: bool array [images, patch slots]: which patches live on after that stage; empty if not recorded.
+    after: the 1-based block behind which each stage stands.
+    exits[image], efforts[image]: block of the exit taken and 1-based effort used, empty without exits or efforts.
+    skipped: 1-based blocks whose attention was not computed.
+    """
+
+    images: int
+    tokens: list[list[int]] = field(default_factory=list)
+    block_tokens: list[list[int]] = field(default_factory=list)
+    kept: list[np.ndarray] = field(default_factory=list)
+    after: tuple[int, ...] = ()
+    exits: list[int] = field(default_factory=list)
+    efforts: list[int] = field(default_factory=list)
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def tokens_mean(self) -> tuple[float, ...]:
+        """Mean live tokens after each stage."""
+        return tuple(float(np.mean(stage)) for stage in self.tokens)
+
+    @property
+    def keep_rates(self) -> tuple[float, ...]:
+        """Share of patch slots alive after each stage, mean over images; needs `kept`."""
+        return tuple(float(k.mean()) for k in self.kept)
+
+    @classmethod
+    def concatenate(cls, traces: list["Trace"]) -> "Trace":
+        """One trace of all images of `traces`, which come from the same plan."""
+        first = traces[0]
+        join = lambda name: [sum((list(getattr(t, name)[i]) for t in traces), []) for i in range(len(getattr(first, name)))]
+        return cls(
+            images=sum(t.images for t in traces), tokens=join("tokens"), block_tokens=join("block_tokens"),
+            kept=[np.concatenate([t.kept[s] for t in traces]) for s in range(len(first.kept))], after=first.after,
+            exits=sum((t.exits for t in traces), []), efforts=sum((t.efforts for t in traces), []), skipped=first.skipped)
+
+    def shuffled(self, seed: int) -> "Trace":
+        """The same count of patches per image and stage at random places, nested from stage to stage.
+
+        The fair random baseline (semantics.md 26): replay it with `model.traced(images, decisions=...)`.
+        Only for backbones whose patch grid stays the same from stage to stage.
+        """
+        if len({k.shape for k in self.kept}) > 1:
+            raise FoveateError("a trace of a hierarchical backbone (the patch grid changes between stages)",
+                               "traces whose stages share one patch grid", "use the method `random` there instead")
+        rng = np.random.default_rng(seed)
+        order = np.argsort(rng.random(self.kept[0].shape), axis=1).argsort(axis=1) if self.kept else None
+        kept = [order < k.sum(axis=1, keepdims=True) for k in self.kept]
+        return Trace(images=self.images, kept=kept, after=self.after)
+
+    def to_json(self) -> str:
+        """Counts only (not which patches), enough to compute costs."""
+        return json.dumps({
+            "images": self.images, "after": list(self.after), "tokens": self.tokens, "block_tokens": self.block_tokens,
+            "exits": self.exits, "efforts": self.efforts, "skipped": list(self.skipped)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Trace":
+        try:
+            data = json.loads(text)
+            return cls(images=int(data["images"]), tokens=[[int(n) for n in s] for s in data["tokens"]],
+                       block_tokens=[[int(n) for n in b] for b in data["block_tokens"]], after=tuple(data["after"]),
+                       exits=list(data["exits"]), efforts=list(data["efforts"]), skipped=tuple(data["skipped"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FoveateError(f"a trace that cannot be read ({type(error).__name__}: {error})",
+                               "JSON written by Trace.to_json (`trace.json` of a run)",
+                               "make it anew: `foveate eval RUN --trace`") from None
