@@ -1,0 +1,201 @@
+"""The figures of a report: what accuracy costs, what the clock says to the operation count, how many tokens stay."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from foveate.report.results import Curve, Row, TokenCounts
+from foveate.report.style import COLOURS, INK, MUTED, PAPER, looks, new_figure, styled
+
+WIDTH_IN = 5.0
+
+
+def batches_of(rows: Sequence[Row]) -> list[int]:
+    """Batch sizes that any row was measured at, in increasing order."""
+    return sorted({batch for row in rows for batch in row.latency_ms})
+
+
+def macs_unit(rows: Sequence[Row]) -> tuple[float, str]:
+    """(divisor, unit) that suits the largest count: GMAC from a billion on, MMAC below."""
+    return (1e9, "GMAC") if max((row.macs for row in rows), default=0) >= 1e9 else (1e6, "MMAC")
+
+
+def pareto_macs(rows: Sequence[Row]) -> Figure:
+    """Accuracy over operations per image, one point a plan with its standard error."""
+    rows = _evaluated(rows)
+    divisor, unit = macs_unit(rows)
+    look = looks(rows)
+    # Backends share their operation counts; where they share the accuracy too, one point stands for all.
+    points = {(row.plan, row.macs, row.accuracy_percent): row for row in rows}.values()
+    with styled():
+        figure, axes = new_figure(WIDTH_IN, 3.5)
+        axis = axes[0, 0]
+        for row in points:
+            _point(axis, look[row.plan], row.macs / divisor, row)
+        axis.set(xlabel=f"{unit} per image", ylabel="top-1 accuracy (%)", title="Accuracy and operations")
+        _label_points(figure, axis, [(row.macs / divisor, row.accuracy_percent, row.plan, look[row.plan][0]) for row in points])
+    return figure
+
+
+def pareto_latency(rows: Sequence[Row], batch: int) -> Figure:
+    """Accuracy over measured milliseconds per image at one batch size; quartiles as horizontal bars."""
+    rows = [row for row in _evaluated(rows) if batch in row.latency_ms]
+    look = looks(rows)
+    several = len({(row.backend, row.precision) for row in rows}) > 1
+    with styled():
+        figure, axes = new_figure(WIDTH_IN, 3.5)
+        axis, labels = axes[0, 0], []
+        for row in rows:
+            median, low, high = row.latency_ms[batch]
+            _point(axis, look[row.plan], median, row, x_error=[[median - low], [high - median]])
+            name = f"{row.plan} ({row.backend} {row.precision})" if several else row.plan
+            labels.append((median, row.accuracy_percent, name, look[row.plan][0]))
+        images = "1 image" if batch == 1 else f"{batch} images"
+        axis.set(xlabel=f"milliseconds per image, {images} at a time", ylabel="top-1 accuracy (%)")
+        axis.set_title(f"Accuracy and time, batch {batch}")
+        _label_points(figure, axis, labels)
+    return figure
+
+
+def speedup_bars(rows: Sequence[Row]) -> Figure:
+    """Measured speed-up of each plan over the dense model in the same backend, beside what the operation count promises.
+
+    A bar is the median over the rounds, its whisker the quartiles; the upright stroke is dense MACs over the plan's MACs.
+    """
+    dense = {(row.backend, row.precision): row.macs for row in rows if row.is_baseline}
+    look, several = looks(rows), len({(row.backend, row.precision) for row in rows}) > 1
+    rows = [row for row in rows if row.speedup and not row.is_baseline]
+    batches = sorted({batch for row in rows for batch in row.speedup})
+    thick = 0.8 / max(1, len(batches))
+    with styled():
+        figure, axes = new_figure(WIDTH_IN, 1.3 + len(rows) * (0.2 + 0.27 * len(batches)))
+        axis = axes[0, 0]
+        for place, row in enumerate(rows):
+            for index, batch in enumerate(batches):
+                if batch in row.speedup:
+                    y = place + (index - (len(batches) - 1) / 2) * thick
+                    _bar(axis, y, 0.86 * thick, row.speedup[batch], look[row.plan][0], batch, faint=index % 2 == 0)
+            promised = dense.get((row.backend, row.precision))
+            if promised:
+                axis.plot([promised / row.macs] * 2, [place - 0.44, place + 0.44], color=INK, linewidth=2.2)
+        axis.plot([], [], color=INK, linewidth=2.2, label="what the operation count promises")
+        axis.axvline(1, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        names = [f"{row.plan}\n{row.backend} {row.precision}" if several else row.plan for row in rows]
+        axis.set_yticks(range(len(rows)), [textwrap.fill(name, 20) if "\n" not in name else name for name in names])
+        axis.set_ylim(len(rows) - 0.45, -0.55)
+        axis.set_xlim(0, 1.22 * max([1.0, *(s[2] for row in rows for s in row.speedup.values())]))
+        axis.set(xlabel="speed-up over dense, same backend", title="The clock and the operation count")
+        axis.tick_params(axis="y", length=0)
+        axis.grid(False, axis="y")
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9.5)
+    return figure
+
+
+def kept_histogram(counts: Sequence[TokenCounts], look: dict[str, tuple[str, str]] | None = None) -> Figure:
+    """How many patch tokens the images keep: a panel a stage, a colour a plan, the median as a line and the quartiles as a band."""
+    look = look or {}
+    colours = {c.plan: look.get(c.plan, (COLOURS[i % len(COLOURS)], ""))[0] for i, c in enumerate(counts)}
+    stages = max(counts, key=lambda c: len(c.stages)).stages
+    same = len({total for c in counts for total in c.total}) == 1
+    with styled():
+        figure, axes = new_figure(WIDTH_IN, 0.75 + 1.35 * len(stages), len(stages), 1, sharex=same)
+        for stage, axis in enumerate(axes[:, 0]):
+            there = [c for c in counts if stage < len(c.kept)]
+            total = max(c.total[stage] for c in there)
+            left = np.mean([np.median(c.kept[stage]) for c in there]) > total / 2
+            for line, one in enumerate(there):
+                label = one.plan if stage == 0 else None
+                words = _histogram(axis, np.asarray(one.kept[stage]), one.total[stage], colours[one.plan], label)
+                axis.text(0.02 if left else 0.98, 0.95 - 0.2 * line, words, transform=axis.transAxes, fontsize=9.5, va="top",
+                          ha="left" if left else "right", color=colours[one.plan])  # fmt: skip
+            axis.set(xlim=(0, 1.02 * total), ylabel="images (%)")
+            axis.set_title(f"{stages[stage]} (of {total} patches)", fontweight="normal")
+        axes[-1, 0].set_xlabel("patch tokens kept")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    return figure
+
+
+def curve_figure(curve: Curve) -> Figure:
+    """A line with its band."""
+    with styled():
+        figure, axes = new_figure(WIDTH_IN, 3.0)
+        axis = axes[0, 0]
+        if curve.low is not None and curve.high is not None:
+            axis.fill_between(curve.x, curve.low, curve.high, color=COLOURS[0], alpha=0.18, linewidth=0)
+        axis.plot(curve.x, curve.y, color=COLOURS[0], linewidth=2, marker="o", markersize=4.5)
+        axis.set(xlabel=curve.x_label, ylabel=curve.y_label, title=curve.title)
+        if np.allclose(curve.x, np.round(curve.x)):
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _evaluated(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.accuracy_percent is not None]
+
+
+def _point(axis, look: tuple[str, str], x: float, row: Row, x_error=None) -> None:
+    colour, marker = look
+    axis.errorbar(x, row.accuracy_percent, xerr=x_error, yerr=row.accuracy_error, color=colour, marker=marker, markersize=8,
+                  markeredgecolor=PAPER, markeredgewidth=1, elinewidth=1.4, capsize=0, linestyle="none")  # fmt: skip
+
+
+def _bar(axis, y: float, height: float, spread, colour: str, batch: int, faint: bool) -> None:
+    """One speed-up with its whisker and, on it, its figure in words."""
+    median, low, high = spread
+    axis.barh(y, median, height, color=colour, alpha=0.42 if faint else 1)
+    axis.plot([low, high], [y, y], color=PAPER, linewidth=3.6)
+    axis.plot([low, high], [y, y], color=INK, linewidth=1.6)
+    axis.annotate(f"{median:.2f} at batch {batch}", (0, y), (6, -0.5), textcoords="offset points", va="center", fontsize=9.5,
+                  color=INK if faint else PAPER, fontweight="normal" if faint else "bold")  # fmt: skip
+
+
+def _histogram(axis, kept: np.ndarray, total: int, colour: str, label: str | None) -> str:
+    """Share of images by number of kept patches; one upright stroke where every image keeps as many. Returns it in words."""
+    if kept.min() == kept.max():
+        axis.axvline(kept[0], color=colour, linewidth=2.4, label=label)
+        return f"always {kept[0]}"
+    width = max(1, round(total / 49))
+    edges = np.arange(-0.5, total + width, width)
+    axis.hist(kept, edges, weights=np.full(len(kept), 100 / len(kept)), color=colour, alpha=0.75, label=label)
+    low, median, high = np.percentile(kept, (25, 50, 75))
+    axis.axvspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=0)
+    axis.axvline(median, color=colour, linewidth=1.6, linestyle=(0, (4, 2)))
+    return f"median {median:.0f}, quartiles {low:.0f} to {high:.0f}"
+
+
+def _label_points(figure: Figure, axis, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each point's name beside it, at the first of eight places that covers neither a point nor another name."""
+    axis.margins(x=0.22, y=0.25)
+    figure.draw_without_rendering()
+    renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()
+    taken = [np.array([*(xy - 7), *(xy + 7)]) for xy in axis.transData.transform([point[:2] for point in points])]
+    for x, y, name, colour in points:
+        text = textwrap.shorten(name, 60, placeholder=" ...") if len(name) > 60 else name
+        best, best_cost = None, np.inf
+        for dx, dy in ((9, 7), (9, -7), (-9, 7), (-9, -7), (0, 11), (0, -11), (14, 0), (-14, 0)):
+            label = axis.annotate(
+                textwrap.fill(text, 24), (x, y), (dx, dy), textcoords="offset points", color=colour, fontsize=10,
+                ha=("right", "center", "left")[int(np.sign(dx)) + 1], va=("top", "center", "bottom")[int(np.sign(dy)) + 1],
+            )  # fmt: skip
+            box = label.get_window_extent(renderer).extents
+            cost = sum(_overlap(box, other) for other in taken) + (_area(box) - _overlap(box, frame.extents)) * 3
+            if cost < best_cost:
+                if best is not None:
+                    best.remove()
+                best, best_cost, best_box = label, cost, box
+            else:
+                label.remove()
+            if best_cost == 0:
+                break
+        taken.append(best_box)
+
+
+def _area(box: np.ndarray) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    return float(sides[0] * sides[1]) if (sides > 0).all() else 0.0
