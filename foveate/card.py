@@ -15,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.ledger import Operation
 
 SHIPPED = Path(__file__).parent / "cards"
+LINEARS = ("projections", "outputs", "mlp")
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,20 @@ class Transition:
 class BlockCard:
     """One block: widths, its linears, the grid of its patch tokens, its window and what follows it.
 
+    heads: score maps of the attention; head_dim: width of a query and key; value_dim: width of a value.
     projections: the linears that make queries, keys and values (and a gate, where there is one).
-    output: the linear behind the attention. mlp: the MLP's linears; `hidden` is the width of its activation.
+    outputs: the linear behind the attention (several in blocks with parallel attentions; `heads` counts all their heads).
+    mlp: the MLP's linears; `hidden` is the width of its activation.
     """
 
     dim: int
     heads: int
     head_dim: int
+    value_dim: int
     hidden: int
     grid: tuple[int, int]
     projections: tuple[Part, ...]
-    output: Part
+    outputs: tuple[Part, ...]
     mlp: tuple[Part, ...]
     window: Window | None = None
     transition: Transition | None = None
@@ -93,7 +97,7 @@ class BlockCard:
     @property
     def linears(self) -> tuple[Part, ...]:
         """Every linear of the block in running order."""
-        return (*self.projections, self.output, *self.mlp)
+        return (*self.projections, *self.outputs, *self.mlp)
 
 
 @dataclass(frozen=True)
@@ -242,9 +246,8 @@ def _sparse(form: dict[str, Any], kind: type) -> dict[str, Any]:
 
 def _block_form(block: BlockCard) -> dict[str, Any]:
     form = asdict(block)
-    for name in ("projections", "mlp"):
+    for name in LINEARS:
         form[name] = [_sparse(part, Part) for part in form[name]]
-    form["output"] = _sparse(form["output"], Part)
     if block.transition:
         form["transition"]["parts"] = [_sparse(part, Part) for part in form["transition"]["parts"]]
     return _sparse(form, BlockCard)
@@ -252,10 +255,10 @@ def _block_form(block: BlockCard) -> dict[str, Any]:
 
 def _block(form: dict[str, Any]) -> BlockCard:
     form.pop("repeat")
-    parts = {name: tuple(Part(**p) for p in form[name]) for name in ("projections", "mlp")}
+    parts = {name: tuple(Part(**p) for p in form[name]) for name in LINEARS}
     if form.get("window"):
         parts["window"] = Window(**form["window"])
     if form.get("transition"):
         inner = tuple(Part(**p) for p in form["transition"]["parts"])
         parts["transition"] = Transition(**form["transition"] | {"parts": inner})
-    return BlockCard(**form | parts | {"grid": tuple(form["grid"]), "output": Part(**form["output"])})
+    return BlockCard(**form | parts | {"grid": tuple(form["grid"])})

@@ -1,0 +1,258 @@
+"""From a live timm model (the meta device is enough) to its Card."""
+
+import difflib
+import math
+from dataclasses import replace
+
+import timm
+import torch
+from timm.layers import Attention, AttentionPoolLatent, AttentionPoolPrr, AttentionRope, DiffAttention
+from timm.models import vision_transformer as timm_vit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.swin_transformer import PatchMerging, SwinTransformer, WindowAttention
+from torch import nn
+
+from foveate.backbones.lvvit import LVViT
+from foveate.card import BlockCard, Card, Part, Transition, Window
+from foveate.errors import FoveateError
+from foveate.ledger import Operation
+
+ATTENTIONS = (Attention, AttentionRope, DiffAttention, EvaAttention, WindowAttention)
+PARALLEL = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
+
+
+class Reader:
+    """Turns layers into parts and remembers which it has read: a layer that nobody read would be a cost that nobody counts."""
+
+    def __init__(self, model: nn.Module, name: str):
+        self.name = name
+        self.unread = {m: path for path, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+
+    def refuse(self, what: str) -> FoveateError:
+        """The FoveateError for a structure whose cost is not known."""
+        return FoveateError(
+            given=f"{self.name}: {what}",
+            allowed="layers of timm's Vision Transformer, EVA, PiT, Swin Transformer and of foveate's LV-ViT",
+            do="use a supported backbone (`foveate models`)",
+        )
+
+    def linear(self, layer: nn.Module, name: str, rows: str = "tokens", times: int = 1) -> Part:
+        """A linear layer as the part `name`."""
+        if self.unread.pop(layer, None) is None or not isinstance(layer, nn.Linear):
+            raise self.refuse(f"{name} is a {type(layer).__name__}")
+        return Part(name, layer.in_features, layer.out_features, rows, times)
+
+    def convolution(self, layer: nn.Module, name: str, size: tuple[int, int]) -> tuple[Operation, tuple[int, int]]:
+        """A convolution over an image of `size` as the GEMM it unfolds to, and the size of its result."""
+        if self.unread.pop(layer, None) is None or not isinstance(layer, nn.Conv2d):
+            raise self.refuse(f"{name} is a {type(layer).__name__}")
+        result = tuple(
+            (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, padding, dilation, kernel, stride in zip(
+                size, layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
+            )
+        )
+        groups, area = layer.groups, math.prod(layer.kernel_size)
+        inputs = layer.in_channels // groups * area
+        return Operation("conv", name, math.prod(result), layer.out_channels // groups, inputs, groups), result
+
+
+def describe(model: nn.Module, name: str | None = None) -> Card:
+    """The Card of a live timm model; its parameters may be on the meta device.
+
+    model: timm's VisionTransformer (distilled too), Eva, PoolingVisionTransformer, SwinTransformer, or foveate's LVViT.
+    name: the card's name; by default the architecture's name in timm.
+    Raises FoveateError for any other model and for a layer whose cost would go uncounted.
+    """
+    name = name or (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+    reader = Reader(model, name)
+    if type(model) not in FAMILIES:
+        raise reader.refuse(f"a {type(model).__module__}.{type(model).__name__}")
+    family, read = FAMILIES[type(model)]
+    size = getattr(model.patch_embed, "img_size", None)
+    if size is None:
+        raise reader.refuse("a model without a fixed image size (img_size=None)")
+    size = tuple(size)
+    stem, grid = _stem(reader, model.patch_embed, size)
+    blocks, head, prefix = read(reader, model, grid)
+    if reader.unread:
+        raise reader.refuse(f"the layer {next(iter(reader.unread.values()))!r}, which is no part of a known structure")
+    params = sum(parameter.numel() for parameter in model.parameters())
+    pool = model.global_pool
+    return Card(name, family, size, model.in_chans, model.num_classes, prefix, pool, params, stem, blocks, head)
+
+
+def describe_name(name: str) -> Card:
+    """The Card of a model that timm knows by name, built on the meta device: no weights, no memory.
+
+    Raises FoveateError with close matches for an unknown name, and for a model of another family.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise FoveateError(
+            given=f"model {name!r}",
+            allowed="a model of timm or foveate (`foveate models`)",
+            do=f"did you mean {' or '.join(map(repr, near))}?" if near else "check the spelling",
+        )
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise FoveateError(
+            given=f"model {name!r}, which timm cannot build ({error})",
+            allowed="a model of timm or foveate (`foveate models`)",
+            do="leave out what follows the dot in its name",
+        ) from error
+    return describe(model, name)
+
+
+def _stem(reader: Reader, embed: nn.Module, size: tuple[int, int]) -> tuple[tuple[Operation, ...], tuple[int, int]]:
+    names = [n for n in ("conv1", "conv2", "conv3", "proj", "conv") if isinstance(getattr(embed, n, None), nn.Conv2d)]
+    operations = []
+    for name in names:
+        operation, size = reader.convolution(getattr(embed, name), f"embed.{name}", size)
+        operations.append(operation)
+    if not operations or size != tuple(embed.grid_size):
+        raise reader.refuse(f"a {type(embed).__name__} as patch embedding")
+    return tuple(operations), size
+
+
+def _block(reader: Reader, block: nn.Module, grid: tuple[int, int]) -> BlockCard:
+    if type(block) in PARALLEL:
+        return _parallel_scaling(reader, block, grid)
+    things = type(block) is timm_vit.ParallelThingsBlock
+    attentions = [branch.attn for branch in block.attns] if things else [getattr(block, "attn", None)]
+    mlps = [branch.mlp for branch in block.ffns] if things else [getattr(block, "mlp", None)]
+    projections, outputs, layers = [], [], []
+    for attention in attentions:
+        if type(attention) not in ATTENTIONS:
+            raise reader.refuse(f"a {type(block).__name__} with a {type(attention).__name__} as its attention")
+        projections += _projections(reader, attention)
+        outputs.append(reader.linear(attention.proj, "attn.proj"))
+    for mlp in mlps:
+        layers += [reader.linear(getattr(mlp, n), f"mlp.{n}") for n in ("fc1", "fc1_g", "fc1_x", "fc2") if hasattr(mlp, n)]
+    value = outputs[0].inputs // attentions[0].num_heads
+    # Differential attention makes two maps from each head's query and multiplies each with the whole value.
+    maps = 2 if type(attentions[0]) is DiffAttention else 1
+    heads = maps * attentions[0].num_heads * len(attentions)
+    hidden = sum(layer.inputs for layer in layers if layer.name == "mlp.fc2")
+    dim = outputs[0].outputs
+    return BlockCard(dim, heads, value // maps, value, hidden, grid, tuple(projections), tuple(outputs), tuple(layers))
+
+
+def _projections(reader: Reader, attention: nn.Module) -> list[Part]:
+    if getattr(attention, "qkv", None) is not None:
+        parts = [reader.linear(attention.qkv, "attn.qkv")]
+    else:
+        parts = [reader.linear(getattr(attention, n), f"attn.qkv.{n}") for n in ("q_proj", "k_proj", "v_proj")]
+    if getattr(attention, "gate", None) is not None:
+        parts.append(reader.linear(attention.gate, "attn.gate"))
+    return parts
+
+
+def _parallel_scaling(reader: Reader, block: nn.Module, grid: tuple[int, int]) -> BlockCard:
+    joint = reader.linear(block.in_proj, "in_proj")
+    dim = joint.inputs
+    hidden = joint.outputs - 3 * dim
+    if getattr(block, "attn_out_proj", None) is not None:
+        reader.linear(block.attn_out_proj, "attn_out_proj"), reader.linear(block.mlp_out_proj, "mlp_out_proj")
+    else:
+        reader.linear(block.out_proj, "out_proj")
+    maps = 2 if type(block) is timm_vit.DiffParallelScalingBlock else 1
+    value = dim // block.num_heads
+    # Joint layers are counted as the attention's and the MLP's share of them.
+    return BlockCard(
+        dim, maps * block.num_heads, value // maps, value, hidden, grid,
+        projections=(Part("attn.qkv", dim, 3 * dim),),
+        outputs=(Part("attn.proj", dim, dim),),
+        mlp=(Part("mlp.fc1", dim, hidden), Part("mlp.fc2", hidden, dim)),
+    )
+
+
+def _flat(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
+    blocks = tuple(_block(reader, block, grid) for block in model.blocks)
+    patches, prefix = math.prod(grid), model.num_prefix_tokens
+    parts = [Part("norm", model.embed_dim, model.embed_dim, kind="norm")]
+    if type(model.attn_pool) is AttentionPoolLatent:
+        # Eva hands all tokens to the pooling, the Vision Transformer its patches unless told otherwise.
+        with_prefix = getattr(model, "pool_include_prefix", True)
+        parts += _latent_pool(reader, model.attn_pool, "tokens" if with_prefix else "patches+packages")
+    elif type(model.attn_pool) is AttentionPoolPrr:
+        width = model.attn_pool.head_dim
+        pairs = (patches + prefix) ** 2
+        parts += [Part(f"head.pool.{n}", width, pairs, "image", model.attn_pool.num_heads) for n in ("qk", "av")]
+    elif model.attn_pool is not None:
+        raise reader.refuse(f"attn_pool is a {type(model.attn_pool).__name__}")
+    rows = "image" if model.global_pool else "tokens"
+    return blocks, tuple(parts + _classifiers(reader, model, rows)), prefix
+
+
+def _classifiers(reader: Reader, model: nn.Module, rows: str) -> list[Part]:
+    heads = {"head": ("head.fc", rows), "head_dist": ("head.dist", rows), "aux_head": ("aux_head.fc", "patches")}
+    layers = {name: getattr(model, name, None) for name in heads}
+    return [reader.linear(layers[n], *heads[n]) for n in heads if isinstance(layers[n], nn.Linear)]
+
+
+def _latent_pool(reader: Reader, pool: AttentionPoolLatent, rows: str) -> list[Part]:
+    queries, heads, width = pool.latent_len, pool.num_heads, pool.head_dim
+    parts = [reader.linear(pool.q, "head.pool.q", "image", queries)] if isinstance(pool.q, nn.Linear) else []
+    parts += [
+        reader.linear(pool.kv, "head.pool.kv", rows),
+        Part("head.pool.qk", width, queries, rows, heads),
+        Part("head.pool.av", queries, width, rows, heads, along="k"),
+    ]
+    if isinstance(pool.proj, nn.Linear):
+        parts.append(reader.linear(pool.proj, "head.pool.proj", "image", queries))
+    if pool.mlp is not None:
+        parts += [reader.linear(layer, f"head.pool.{n}", "image", queries)
+                  for n, layer in (("fc1", pool.mlp.fc1), ("fc2", pool.mlp.fc2))]
+    return parts
+
+
+def _pit(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
+    blocks: list[BlockCard] = []
+    for stage in model.transformers:
+        if stage.pool is not None:
+            convolution, grid = reader.convolution(stage.pool.conv, "transition.conv", grid)
+            kernel, stride, padding = (v[0] for v in (stage.pool.conv.kernel_size, stage.pool.conv.stride, stage.pool.conv.padding))
+            parts = (
+                Part("transition.conv", convolution.k, convolution.n, "grid+packages", convolution.times, "conv"),
+                reader.linear(stage.pool.fc, "transition.fc", "prefix"),
+            )
+            blocks[-1] = replace(blocks[-1], transition=Transition(kernel, stride, padding, parts))
+        blocks += [_block(reader, block, grid) for block in stage.blocks]
+    norm = Part("norm", model.embed_dim, model.embed_dim, "prefix", kind="norm")
+    heads = _classifiers(reader, model, "image" if model.global_pool else "prefix")
+    return tuple(blocks), (norm, *heads), model.num_tokens
+
+
+def _swin(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
+    blocks: list[BlockCard] = []
+    for stage in model.layers:
+        if type(stage.downsample) is PatchMerging:
+            part = reader.linear(stage.downsample.reduction, "transition.reduction", "grid+packages")
+            blocks[-1] = replace(blocks[-1], transition=Transition(2, 2, 0, (part,)))
+        elif not isinstance(stage.downsample, nn.Identity):
+            raise reader.refuse(f"a {type(stage.downsample).__name__} between two stages")
+        grid = tuple(stage.output_resolution)
+        for block in stage.blocks:
+            height, width = block.window_size
+            count = math.ceil(grid[0] / height) * math.ceil(grid[1] / width)
+            window = Window(height, width, count, any(block.shift_size))
+            blocks.append(replace(_block(reader, block, grid), window=window))
+    norm = Part("norm", model.num_features, model.num_features, kind="norm")
+    rows = "image" if model.global_pool else "grid"
+    heads = [reader.linear(model.head.fc, "head.fc", rows)] if isinstance(model.head.fc, nn.Linear) else []
+    return tuple(blocks), (norm, *heads), 0
+
+
+FAMILIES = {
+    timm_vit.VisionTransformer: ("vit", _flat),
+    VisionTransformerDistilled: ("vit", _flat),
+    LVViT: ("lvvit", _flat),
+    Eva: ("eva", _flat),
+    PoolingVisionTransformer: ("pit", _pit),
+    SwinTransformer: ("swin", _swin),
+}

@@ -1,0 +1,166 @@
+"""count: what a plan costs on a backbone, in multiply-accumulates, without running it.
+
+MACs are called MACs; the "GFLOPs" of the papers are giga-MACs. (The module is not called `count`, because then importing it
+would hide the function `foveate.count`.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from foveate.card import Card, Transition, keep_card, stored_card
+from foveate.errors import FoveateError
+from foveate.ledger import Ledger
+from foveate.methods import cost
+from foveate.plan import Plan
+from foveate.trace import Trace
+from foveate.workload import Effect, Seen, Stage, all_stages, workload
+
+
+def count(
+    model: Any,
+    plan: Plan | str | None = None,
+    trace: Trace | None = None,
+    tokens: Sequence[int] | None = None,
+    include: str = "all",
+) -> Ledger:
+    """The operations of one image (or of the mean image of `trace`) as a Ledger.
+
+    model: a timm name (torch is not loaded for names with a card), a Card, a live timm model, or an AdaptiveModel, whose own
+        plan is counted unless another is given.
+    plan: a Plan, or text as Plan.parse reads it; None is the dense model.
+    trace: what a pass really did; the figure is the mean of its images' costs, not the cost of mean counts (semantics.md 20).
+    tokens: instead of a trace, live tokens (prefix and packages included) after each pruning stage.
+    include: "all", or "blocks" without embeddings and heads.
+    A plan whose cost depends on the image, counted without trace and tokens, is the dense upper bound and labelled so.
+    Raises FoveateError for an unknown name, a plan that does not fit, and a trace or tokens of another plan.
+    """
+    if plan is None:
+        plan = getattr(model, "plan", None) or Plan()
+    plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    card = card_of(model)
+    plan.validate(card)
+    effects = [cost(method.name).effect(method, card) for method in plan.methods]
+    params = card.params + sum(effect.params for effect in effects)
+    if trace is not None and tokens is not None:
+        raise FoveateError(
+            given="count(trace=..., tokens=...)", allowed="one of the two", do="leave tokens out: the trace has them"
+        )
+    if trace is not None:
+        ledger = _mean(card, effects, params, trace)
+    else:
+        seen = None if tokens is None else _given(tokens, all_stages(effects))
+        work = workload(card, effects, seen)
+        ledger = Ledger(work.operations(), params, _label(plan, seen, work.bound))
+    return ledger.only(include)
+
+
+def card_of(model: Any) -> Card:
+    """The Card of a timm name, a live timm model or an AdaptiveModel.
+
+    An unknown name loads torch once, to build the model without memory for its parameters, and its card is then cached.
+    Raises FoveateError with close matches for a name that timm does not know either.
+    """
+    if isinstance(model, Card):
+        return model
+    card = getattr(model, "card", None)
+    if isinstance(card, Card):
+        return card
+    if not isinstance(model, str):
+        return import_module("foveate.backbones.describe").describe(model)
+    card = stored_card(model)
+    if card is None:
+        card = import_module("foveate.backbones.describe").describe_name(model)
+        keep_card(card, model)
+    return card
+
+
+def _label(plan: Plan, seen: Seen | None, bound: bool) -> str:
+    if seen is not None:
+        label = f"tokens {', '.join(map(str, seen.tokens))}"
+        return f"upper bound for {label}" if bound else label
+    if plan.data_dependent:
+        return "dense upper bound"
+    return "upper bound" if bound else "one image"
+
+
+def _given(tokens: Sequence[int], stages: list[Stage]) -> Seen:
+    whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in tokens]
+    if not all(whole) or len(whole) != len(stages):
+        raise FoveateError(
+            given=f"tokens={tuple(tokens)}",
+            allowed=f"{len(stages)} whole numbers, one for each pruning stage of the plan",
+            do="give the live tokens after each stage, prefix and package tokens included" if stages else "leave tokens out",
+        )
+    return Seen(tokens=tuple(int(n) for n in tokens))
+
+
+def _mean(card: Card, effects: list[Effect], params: int, trace: Trace) -> Ledger:
+    stages = all_stages(effects)
+    if trace.images < 1 or len(trace.tokens) != len(stages) or tuple(trace.after) != tuple(s.after for s in stages):
+        raise FoveateError(
+            given=f"a trace of {trace.images} images with stages after blocks {tuple(trace.after)}",
+            allowed=f"a trace of at least one image with stages after blocks {tuple(s.after for s in stages)}",
+            do="count with the plan that the trace was made with",
+        )
+    images = Counter(_seen(card, trace, stages))
+    bound, ledgers = False, []
+    for seen in images:
+        work = workload(card, effects, seen)
+        bound |= work.bound
+        ledgers.append(Ledger(work.operations(), params))
+    label = f"mean over {trace.images:,} image{'s' if trace.images > 1 else ''}"
+    return Ledger.mean(ledgers, list(images.values()), f"upper bound of the {label}" if bound else label)
+
+
+def _seen(card: Card, trace: Trace, stages: list[Stage]) -> Iterable[Seen]:
+    """One record for each image of `trace`."""
+    blank = [()] * trace.images
+    tokens = list(zip(*trace.tokens)) or blank
+    block_tokens = list(zip(*trace.block_tokens)) or blank
+    present, kept = blank, blank
+    if trace.kept and stages:
+        present = list(zip(*_present(card, trace, stages)))
+        kept = list(zip(*(mask.sum(axis=1).tolist() for mask in trace.kept)))
+    exits = trace.exits or [None] * trace.images
+    return (Seen(*fields) for fields in zip(tokens, block_tokens, present, kept, exits, strict=True))
+
+
+def _present(card: Card, trace: Trace, stages: list[Stage]) -> Iterable[list[int]]:
+    """Patch tokens before each stage, image by image, from the masks after the stages."""
+    mask, passed = np.ones((trace.images, card.blocks[0].patches), dtype=bool), 0
+    for stage, kept in zip(stages, trace.kept, strict=True):
+        for block in card.blocks[passed : stage.after]:
+            if block.transition:
+                mask = merged(mask, block.grid, block.transition)
+        yield mask.sum(axis=1).tolist()
+        mask, passed = kept, stage.after
+
+
+def merged(mask: np.ndarray, grid: tuple[int, int], transition: Transition) -> np.ndarray:
+    """Which places of the next grid live: those that read at least one live place (semantics.md 7).
+
+    mask: bool [images, places of `grid`]. Returns bool [images, places of the next grid].
+    """
+    kernel, stride, padding = transition.kernel, transition.stride, transition.padding
+    field = mask.reshape(len(mask), *grid)
+    # Swin pads an odd side at its end; a place beyond the edge is never live, so that generous padding changes nothing.
+    field = np.pad(field, ((0, 0), (padding, padding + stride), (padding, padding + stride)))
+    sides = [_places(side, transition) for side in grid]
+    live = np.zeros((len(mask), *sides), dtype=bool)
+    for row in range(kernel):
+        for column in range(kernel):
+            live |= field[:, row :: stride, column :: stride][:, : sides[0], : sides[1]]
+    return live.reshape(len(mask), -1)
+
+
+def _places(side: int, transition: Transition) -> int:
+    if transition.padding:
+        return (side + 2 * transition.padding - transition.kernel) // transition.stride + 1
+    return -(-side // transition.stride)

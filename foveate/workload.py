@@ -1,0 +1,241 @@
+"""The workload of one image: what each block runs after every method of a plan has had its say, and its operations.
+
+A method's cost room answers one question, `effect(config, card) -> Effect`: where tokens are pruned (`stages`), what else changes
+in the blocks (`change`), and how many parameters it adds. Rooms never see one another; their effects meet here.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from foveate.card import BlockCard, Card, Part
+from foveate.errors import FoveateError
+from foveate.ledger import Operation
+from foveate.methods.base import kept_count
+
+
+@dataclass
+class BlockWork:
+    """What one block runs for one image.
+
+    number: 1-based. prefix, patches, packages: live tokens of each kind that the block works on.
+    inputs_kept: share of the input features that the block's linears read.
+    scores: makes the operations between the projections and the output linear from this record (softmax attention unless a
+        method brings another); None where the attention is skipped.
+    after: what methods run behind the block and its transition.
+    """
+
+    number: int
+    card: BlockCard
+    prefix: int
+    patches: int
+    packages: int = 0
+    inputs_kept: float = 1.0
+    scores: Callable[["BlockWork"], list[Operation]] | None = field(default_factory=lambda: softmax_attention)
+    after: list[Operation] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Live tokens, prefix and packages included."""
+        return self.prefix + self.patches + self.packages
+
+    @property
+    def pruned(self) -> bool:
+        """Whether any patch token of the grid is gone."""
+        return self.patches < self.card.patches
+
+    def origin(self, name: str) -> str:
+        """Where the part `name` of this block runs."""
+        return f"blocks.{self.number}.{name}"
+
+    def operation(self, kind: str, name: str, **shape: float) -> Operation:
+        """An operation of this block, with the dimensions m, n, k and times of `shape`."""
+        return Operation(kind, self.origin(name), **shape)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A place where patch tokens are pruned.
+
+    after: 1-based block behind which it stands (and behind that block's transition).
+    kept: keeps how many of the grid's patch tokens; None where it depends on the image.
+    package: whether a package token is made of what is dropped.
+    operations: from (patches present, dropped) to what pruning itself costs.
+    """
+
+    after: int
+    kept: int | None
+    package: bool
+    operations: Callable[[int, int], list[Operation]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one image did in a pass, as far as it was recorded; hashable, so that equal images are counted once.
+
+    tokens: live tokens after each stage. block_tokens: those that each block worked on, or empty.
+    present, kept: patch tokens before and after each stage, or empty. exit: block of the exit taken.
+    """
+
+    tokens: tuple[int, ...] = ()
+    block_tokens: tuple[int, ...] = ()
+    present: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    exit: int | None = None
+
+
+@dataclass
+class Workload:
+    """The blocks of `card` as one image runs them; `bound` says that some token count is only an upper bound."""
+
+    card: Card
+    blocks: list[BlockWork]
+    seen: Seen | None = None
+    bound: bool = False
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Everything that runs, in order."""
+        operations = list(self.card.stem)
+        for block in self.blocks:
+            operations += block_operations(block, self.card.next_block(block.number))
+        return (*operations, *head_operations(self.card, self.blocks[-1]))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one method does to the work: see the module's docstring."""
+
+    stages: tuple[Stage, ...] = ()
+    change: Callable[[Workload], None] | None = None
+    params: int = 0
+
+
+def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = None) -> Workload:
+    """The work of one image under `effects`; without `seen`, stages that depend on the image prune nothing.
+
+    Raises FoveateError where `seen` does not fit the plan.
+    """
+    effects = tuple(effects)
+    blocks = [BlockWork(i + 1, block, card.prefix_tokens, block.patches) for i, block in enumerate(card.blocks)]
+    work = Workload(card, blocks, seen)
+    _walk(work, all_stages(effects))
+    for effect in effects:
+        if effect.change:
+            effect.change(work)
+    return work
+
+
+def all_stages(effects: Iterable[Effect]) -> list[Stage]:
+    """The pruning stages of all methods in the order in which they run."""
+    return sorted((stage for effect in effects for stage in effect.stages), key=lambda stage: stage.after)
+
+
+def _walk(work: Workload, stages: list[Stage]) -> None:
+    live, packages, seen, index = work.card.blocks[0].patches, 0, work.seen, 0
+    for block in work.blocks:
+        if seen and seen.block_tokens:
+            live = seen.block_tokens[block.number - 1] - block.prefix - packages
+        block.patches, block.packages = live, packages
+        if block.card.transition:
+            # A merged token lives if any of its parts did: how many do depends on where the pruned ones lay.
+            full = work.card.tokens_after(block.number)
+            work.bound |= block.pruned and not (seen and (seen.present or seen.block_tokens))
+            live = min(live, full) if block.pruned else full
+        while index < len(stages) and stages[index].after == block.number:
+            stage = stages[index]
+            if seen and seen.present:
+                live = seen.present[index]
+            kept, packed = _kept(stage, index, live, block.prefix + packages, seen, work.card)
+            block.after += stage.operations(live, live - kept)
+            live, packages, index = kept, packages + packed, index + 1
+
+
+def _kept(stage: Stage, index: int, live: int, others: int, seen: Seen | None, card: Card) -> tuple[int, int]:
+    """(patch tokens kept, package tokens made) by a stage before which `live` patches and `others` other tokens stand."""
+    if seen is None:
+        kept = live if stage.kept is None else min(live, stage.kept)
+        return kept, int(stage.package and kept < live)
+    total = seen.tokens[index]
+    if seen.kept:
+        return seen.kept[index], total - others - seen.kept[index]
+    fixed = stage.kept is not None and stage.kept < live
+    # Where counts are all we know: one patch less and a package more looks like nothing pruned, and costs the same here.
+    packed = int(stage.package and (fixed or total < others + live))
+    kept = total - others - packed
+    if not 1 <= kept <= live:
+        low, high = others + 1 + packed, others + live
+        raise FoveateError(
+            given=f"{total} live tokens after stage {index + 1} (block {stage.after} of {card.name})",
+            allowed=f"{low} to {high}, prefix and package tokens included",
+            do="give the live tokens after each stage in order, as trace.tokens counts them",
+        )
+    return kept, packed
+
+
+def package_operations(origin: str, patches: int, dropped: int, dim: int, package: bool) -> list[Operation]:
+    """What leaving `dropped` of `patches` tokens out costs: moving the others together, and the package (Eq. 8 of SPViT).
+
+    The weighted sum of the package runs over all `patches`, with weight 0 for those that stay.
+    """
+    moved = [Operation("gather", f"{origin}.pack", m=patches - dropped, n=dim)] if dropped else []
+    summed = [Operation("gemm", f"{origin}.package", m=1, n=dim, k=patches)] if dropped and package else []
+    return moved + summed
+
+
+def softmax_attention(block: BlockWork) -> list[Operation]:
+    """Q K^T, softmax and A V of every head (and window); a package token in a window is a key, as a query it sees itself only."""
+    card, packages = block.card, block.packages
+    queries, keys, maps = block.tokens, block.tokens, card.heads
+    if card.window:
+        queries, keys, maps = card.window.area, card.window.area + packages, card.heads * card.window.count
+    return [
+        block.operation("gemm", "attn.qk", m=queries, n=keys, k=card.head_dim, times=maps),
+        block.operation("softmax", "attn.softmax", m=queries, n=keys, times=maps),
+        block.operation("gemm", "attn.av", m=queries, n=card.value_dim, k=keys, times=maps),
+    ]
+
+
+def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
+    """Everything that one block runs, its transition and what methods put behind it included."""
+    card, tokens = block.card, block.tokens
+    operations = []
+    if block.scores:
+        # A full grid is padded to whole windows before the projections; live tokens alone are not.
+        rows = card.window.area * card.window.count if card.window and not block.pruned else tokens
+        linear = {"rows": rows, "kept": block.inputs_kept}
+        operations.append(block.operation("norm", "norm1", m=tokens, n=card.dim))
+        operations += [_gemm(block, part, **linear) for part in card.projections]
+        operations += block.scores(block)
+        operations += [_gemm(block, part, **linear) for part in card.outputs]
+    operations.append(block.operation("norm", "norm2", m=tokens, n=card.dim))
+    layers = [_gemm(block, part, tokens, block.inputs_kept) for part in card.mlp]
+    operations += [*layers[:-1], block.operation("elementwise", "mlp.act", m=tokens, n=card.hidden), layers[-1]]
+    if card.transition:
+        counts = _counts(block) | {"grid": following.patches}
+        operations += [part_operation(part, counts, block.origin("")) for part in card.transition.parts]
+    return operations + block.after
+
+
+def head_operations(card: Card, last: BlockWork) -> list[Operation]:
+    """What runs behind the last block."""
+    operations = [part_operation(part, _counts(last)) for part in card.head]
+    if last.pruned and card.pool in ("avg", "avgmax"):
+        # The mean over live tokens is a weighted one, and packages have their own weight.
+        operations.insert(1, Operation("gemm", "head.pool", m=1, n=last.card.dim, k=last.tokens))
+    return operations
+
+
+def _counts(block: BlockWork) -> dict[str, int]:
+    kinds = {"prefix": block.prefix, "patches": block.patches, "packages": block.packages}
+    return kinds | {"tokens": block.tokens, "grid": block.card.patches, "image": 1}
+
+
+def part_operation(part: Part, counts: dict[str, int], place: str = "") -> Operation:
+    """A part of the card as an operation, its rows taken from `counts`."""
+    rows = sum(counts[word] for word in part.rows.split("+"))
+    m, k = (rows, part.inputs) if part.along == "m" else (part.inputs, rows)
+    return Operation(part.kind, place + part.name, m, part.outputs, 1 if part.kind == "norm" else k, part.times)
+
+
+def _gemm(block: BlockWork, part: Part, rows: int, kept: float) -> Operation:
+    inputs = part.inputs if kept == 1 else kept_count(kept, part.inputs)
+    return block.operation("gemm", part.name, m=rows, n=part.outputs, k=inputs, times=part.times)
