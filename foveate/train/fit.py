@@ -1,10 +1,11 @@
 """Training from data to run folder, on Lightning's Trainer; an interrupted run resumes as if nothing had happened."""
 
 import json
+import logging
 import sys
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from foveate.errors import FoveateError
 from foveate.train.data import DEFAULT_DATA, load_data
 from foveate.train.evaluate import evaluate
 from foveate.train.files import environment, read_checkpoint, write_json, write_text, write_weights
+from foveate.train.grow import initialise
 from foveate.train.images import PixelImages, ReadImages, TrainingBatches, warn_skipped
 from foveate.train.keeper import RunKeeper
 from foveate.train.module import Training
@@ -56,6 +58,7 @@ def fit(
     data_dir: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
     teacher: nn.Module | None = None,
+    init: str | None = None,
     resume: bool = False,
     device: str = "auto",
     devices: int = 1,
@@ -73,6 +76,7 @@ def fit(
 
     model: a timm model, or an adapted one (then its methods' losses are added). teacher: a dense model for distillation.
     data: a name for load_data, or sets already loaded. preprocessing: default: the model's own.
+    init: starting weights, "RUN" or "grow:RUN" (a twin with other patches); default: the model's own.
     resume: go on from out/checkpoints/last.ckpt if there is one; the result is that of an uninterrupted run.
     device: "auto" | "cpu" | "cuda". devices, num_nodes: processes (DDP; started by torchrun or by Lightning itself, so the
     calling script needs an `if __name__ == "__main__"`). limit_steps: stop after so many steps of this call, resumably.
@@ -92,10 +96,12 @@ def fit(
         recipe = recipe.but(batch_size=max(1, len(sets.train) // 2 * 2))
     steps_per_epoch = len(sets.train) // recipe.batch_size
     resumed = _resume(out, model, recipe, resume)
+    if init is not None and resumed is None:
+        initialise(model, init)
     start = resumed["step"] if resumed else 0
     total = recipe.epochs * steps_per_epoch
     stop = total if limit_steps is None else min(total, start + limit_steps)
-    record = _record(model, data, sets, recipe, command, steps_per_epoch)
+    record = {**_record(model, data, sets, recipe, command, steps_per_epoch), "init": init}
     if start < stop:
         if recipe.drop_path is not None:
             set_drop_path(model, recipe.drop_path)
@@ -107,7 +113,8 @@ def fit(
             len(sets.train.classes),
             resumed,
         )
-        trainer = make_trainer(recipe, out, device, devices, num_nodes, loggers, progress, hasattr(model, "training_outputs"))
+        with quiet_lightning():
+            trainer = make_trainer(recipe, out, device, devices, num_nodes, loggers, progress, hasattr(model, "training_outputs"))
         if trainer.is_global_zero:
             _open_folder(out, recipe, preprocessing, record)
         with ExitStack() as stack:
@@ -188,10 +195,23 @@ def _train(trainer: Trainer, module: Training, images: PixelImages | ReadImages,
         collate_fn=_as_tuple,
         persistent_workers=False,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)`.*")
+    with quiet_lightning():
         trainer.fit(module, loader)
+
+
+@contextmanager
+def quiet_lightning():
+    """Keep Lightning's notes on hardware, workers and its other products out of the way; its errors still come through."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for text in (".*many workers.*", ".*LeafSpec.*", ".*smaller than the logging interval.*", ".*GPU available but not used.*"):
+            warnings.filterwarnings("ignore", text)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _as_tuple(batch: tuple) -> tuple:
