@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import Tokens
 
 
@@ -13,12 +14,12 @@ def policy_softmax(scores: Tensor, live: Tensor) -> Tensor:
     """Softmax over keys in which every key counts with its decision weight, and every token at least for itself.
 
     A_ij = exp(S_ij - max) P_ij / sum_j exp(S_ij - max) P_ij with P_ij = D_j and P_ii = 1 (semantics.md 1), in
-    float32. A mask of -inf would give the decisions no gradient; this form does.
+    float32 or wider. A mask of -inf would give the decisions no gradient; this form does.
 
     scores: [B, H, n, m] with n <= m; query i is key i.  live: decision weights [B, m] (or [B, 1, n, m], used as P).
     """
-    scores = scores.float()
-    weights = live.float()
+    scores = at_least_float32(scores)
+    weights = live.to(scores.dtype)
     if weights.dim() == 2:
         own = torch.eye(scores.shape[-2], scores.shape[-1], dtype=torch.bool, device=scores.device)
         weights = weights[:, None, None, :].expand(-1, 1, scores.shape[-2], -1).masked_fill(own, 1.0)
@@ -28,12 +29,14 @@ def policy_softmax(scores: Tensor, live: Tensor) -> Tensor:
     return unnormalised / unnormalised.sum(-1, keepdim=True)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, live: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Attention under decision weights: q [B, H, n, d], k, v [B, H, m, d], live [B, m] -> [B, H, n, d_v]."""
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, live: Tensor, scale: float, bias: Tensor | None = None,
+                     dropout: float = 0.0) -> Tensor:
+    """Attention under decision weights: q [B, H, n, d], k, v [B, H, m, d], live as in `policy_softmax` -> [B, H, n, d_v]."""
     scores = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return policy_softmax(scores, live).to(v.dtype) @ v
+    weights = policy_softmax(scores, live)
+    return (F.dropout(weights, dropout) if dropout else weights).to(v.dtype) @ v
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
@@ -44,7 +47,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool =
     if fused:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, dropout_p=dropout)
     weights = ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
-    return F.dropout(weights, dropout) @ v
+    return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
@@ -58,5 +61,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused:
         return torch.cat(mixed, dim=1).transpose(0, 1)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if tokens.masked:
-        return masked_attention(q, k, v, tokens.live, scale).transpose(1, 2)
+        return masked_attention(q, k, v, tokens.live, scale, dropout=dropout).transpose(1, 2)
     return dense_attention(q, k, v, scale, fused, dropout).transpose(1, 2)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import PACKAGE, Tokens, from_rows
 
 
@@ -16,7 +17,7 @@ def gumbel_keep(probabilities: Tensor) -> Tensor:
 
     probabilities: [..., 2], keep first. Returns [...] of exact zeros and ones.
     """
-    logits = probabilities.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    logits = at_least_float32(probabilities).clamp_min(torch.finfo(torch.float32).tiny).log()
     return F.gumbel_softmax(logits, tau=1.0, hard=True)[..., 0]
 
 
@@ -42,9 +43,9 @@ def package(x: Tensor, weight: Tensor) -> Tensor:
     x: [B, m, D]; weight [B, m]: keep probability m_i[0] of dropped tokens, zero for all others. Returns [B, D] in
     x's type (summed in float32); images that dropped nothing get zeros.
     """
-    weight = weight.float()
+    weight = weight.to(at_least_float32(x).dtype)
     total = weight.sum(1, keepdim=True)
-    return ((weight / torch.where(total > 0, total, 1.0))[:, None] @ x.float())[:, 0].to(x.dtype)
+    return ((weight / torch.where(total > 0, total, 1.0))[:, None] @ at_least_float32(x))[:, 0].to(x.dtype)
 
 
 def prune_masked(tokens: Tokens, keep: Tensor, score: Tensor, package_on: bool) -> Tokens:
@@ -59,7 +60,7 @@ def prune_masked(tokens: Tokens, keep: Tensor, score: Tensor, package_on: bool) 
         return replace(tokens, live=live)
     dropped = before - after
     # Nothing may flow back from a division by a vanishing sum, hence the floor on scores.
-    token = package(tokens.x[:, tokens.patches], dropped * score.float().clamp_min(1e-6))
+    token = package(tokens.x[:, tokens.patches], dropped * score.clamp_min(1e-6))
     alive = (dropped.detach().sum(1, keepdim=True) > 0).to(live.dtype)
     place = torch.cat([tokens.place, tokens.place.new_full((1,), PACKAGE)])
     return replace(tokens, x=torch.cat([tokens.x, token[:, None]], 1), live=torch.cat([live, alive], 1), place=place,
@@ -91,9 +92,10 @@ def prune_rows(tokens: Tokens, keep: Tensor, score: Tensor, package_on: bool) ->
     keep = keep | (place < 0)
     rows, images, places = x[keep], image[keep], place[keep]
     if package_on:
-        weight = torch.where(keep, 0.0, score.float().clamp_min(1e-6))
-        total = torch.zeros(tokens.images, device=x.device).index_add(0, image, weight)
-        token = torch.zeros(tokens.images, x.shape[1], device=x.device).index_add(0, image, x.float() * weight[:, None])
+        wide = at_least_float32(x)
+        weight = torch.where(keep, 0.0, score.to(wide.dtype).clamp_min(1e-6))
+        total = wide.new_zeros(tokens.images).index_add(0, image, weight)
+        token = wide.new_zeros(tokens.images, x.shape[1]).index_add(0, image, wide * weight[:, None])
         some = total > 0
         token = (token / torch.where(some, total, 1.0)[:, None]).to(x.dtype)
         rows = torch.cat([rows, token[some]])

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from foveate.nn.precision import at_least_float32
+
 PREFIX, PACKAGE = -1, -2
 
 
@@ -26,7 +28,7 @@ class Tokens:
     grid: (rows, columns) of this stage's patch grid.
     place: grid slot of every token, PREFIX or PACKAGE: [n] while all patches are there, [B, n] or [T] afterwards.
     live: decision weights [B, n] in [0, 1] of the masked form, else None.
-    packages: trailing package tokens of the masked and uniform forms (ragged: see `place`).
+    packages: trailing package tokens of the masked and uniform forms; ragged, or None while tracing: see `place`.
     lengths: live tokens of each image, ragged form only.
     package_weight: weight of package tokens in average and map pooling.
     rope: rotary table of the backbone, rows in grid order; None without rotary embeddings.
@@ -37,7 +39,7 @@ class Tokens:
     grid: tuple[int, int]
     place: Tensor
     live: Tensor | None = None
-    packages: int = 0
+    packages: int | None = 0
     lengths: tuple[int, ...] | None = None
     package_weight: float = 1.0
     rope: Tensor | None = None
@@ -53,7 +55,7 @@ class Tokens:
     @property
     def pruned(self) -> bool:
         """Whether something other than all patches in grid order may flow."""
-        return self.place.dim() > 1 or self.ragged or self.masked or self.packages > 0
+        return self.place.dim() > 1 or self.ragged or self.masked or self.packages != 0
 
     @property
     def images(self) -> int:
@@ -104,17 +106,28 @@ def dense(x: Tensor, prefix: int, grid: tuple[int, int], rope: Tensor | None = N
     return Tokens(x, prefix, grid, place, rope=rope)
 
 
-def from_rows(tokens: Tokens, rows: Tensor, image: Tensor, place: Tensor) -> Tokens:
-    """Packs rows [R, D] that belong to images `image` [R] (any order) into ragged, or if counts agree uniform, form.
+def with_all_live(tokens: Tokens) -> Tokens:
+    """The masked form in which every token still takes part."""
+    return replace(tokens, live=at_least_float32(tokens.x).new_ones(tokens.x.shape[:2]))
 
-    Rows of one image keep their relative order. One image always comes back uniform, without a data-dependent split.
+
+def from_rows(tokens: Tokens, rows: Tensor, image: Tensor, place: Tensor) -> Tokens:
+    """Packs rows [R, D] that belong to images `image` [R] (any order) into ragged or uniform form.
+
+    Rows of one image keep their relative order. Uniform is what images with equally many tokens and equally many
+    package tokens become, so that `packages` always tells where the patches end; one image is always uniform.
     """
+    packaged = place == PACKAGE
     if tokens.images == 1:
-        return replace(tokens, x=rows[None], place=place[None], packages=0, lengths=None, live=None)
+        # While a graph is being traced the number of packages must not become a constant of it.
+        tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        packages = None if tracing else int(packaged.sum())
+        return replace(tokens, x=rows[None], place=place[None], packages=packages, lengths=None, live=None)
     order = torch.argsort(image, stable=True)
     lengths = tuple(torch.bincount(image, minlength=tokens.images).tolist())
+    packages = torch.bincount(image[packaged], minlength=tokens.images).tolist()
     rows, place = rows[order], place[order]
-    if len(set(lengths)) == 1:
-        shape = (tokens.images, lengths[0])
-        return replace(tokens, x=rows.view(*shape, -1), place=place.view(shape), packages=0, lengths=None, live=None)
+    if len(set(lengths)) == 1 and len(set(packages)) == 1:
+        x, place = rows.unflatten(0, (tokens.images, lengths[0])), place.view(tokens.images, lengths[0])
+        return replace(tokens, x=x, place=place, packages=packages[0], lengths=None, live=None)
     return replace(tokens, x=rows, place=place, packages=0, lengths=lengths, live=None)

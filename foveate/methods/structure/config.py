@@ -31,6 +31,9 @@ class Structure(Method):
             check_blocks(self, "blocks")
 
     def validate(self, card) -> None:
+        if card.family == "eva":
+            wrong(self, "keep", self.keep, f"backbones that call their linears as modules; {card.name} (Eva) does not",
+                  "use a backbone of the ViT, LV-ViT, PiT or Swin family for this baseline")
         if self.blocks != "all":
             check_depth(self, "blocks", card, card.depth)
 

@@ -1,0 +1,213 @@
+"""AdaptiveModel: a backbone that runs by a plan; `adapt` makes one, `restore` gives the backbone back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from foveate.backbones.anatomy import Anatomy
+from foveate.backbones.families import anatomy_of
+from foveate.errors import FoveateError
+from foveate.methods import layers
+from foveate.methods.base import Method
+from foveate.methods.hooks import Run
+from foveate.nn.tokens import Tokens, dense, with_all_live
+from foveate.plan import Plan
+from foveate.trace import Trace
+
+_SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+@dataclass
+class TrainingOutputs:
+    """What a training step needs from one masked pass.
+
+    logits: [B, classes]. tokens: final patch features [B, N, D]; live: their decision weights [B, N].
+    terms: weighted losses of the methods, to be added. metrics: figures worth logging.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    live: Tensor
+    terms: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+class AdaptiveModel(nn.Module):
+    """A timm model that runs by a plan: packed (tokens removed) in evaluation, masked (differentiable) in training.
+
+    Made by `adapt`. Parameter names are the base's own; those of a method follow under its name.
+    """
+
+    def __init__(self, anatomy: Anatomy, plan: Plan):
+        super().__init__()
+        # One set of dictionaries, two views: the base's own functions see every change (dtype, device, weights).
+        for name in _SHARED:
+            self.__dict__[name] = anatomy.model.__dict__[name]
+        self.training = anatomy.model.training
+        self.anatomy, self.plan = anatomy, plan
+        for method in plan.methods:
+            hooks = layers(method.name).build(method, anatomy.card)
+            like = next(anatomy.model.parameters())
+            self.add_module(method.name, hooks.to(like.device, like.dtype).train(self.training))
+            hooks.install(anatomy.blocks)
+
+    @property
+    def card(self):
+        """The backbone in numbers."""
+        return self.anatomy.card
+
+    @property
+    def num_classes(self) -> int:
+        return self.anatomy.model.num_classes
+
+    @property
+    def pretrained_cfg(self) -> dict:
+        """timm's description of the weights: input size, mean, std, crop, interpolation, labels."""
+        return getattr(self.anatomy.model, "pretrained_cfg", None) or {}
+
+    def train(self, mode: bool = True) -> "AdaptiveModel":
+        self.anatomy.model.training = mode
+        return super().train(mode)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, 3, H, W], already normalised; packed in eval(), masked in train()."""
+        return self.anatomy.head(self._pass(images, Run(masked=self.training, sample=self.training)))
+
+    def traced(self, images: Tensor, decisions: Trace | None = None) -> tuple[Tensor, Trace]:
+        """Logits of the packed form and the Trace of what happened.
+
+        decisions: repeat these instead of deciding. Raises FoveateError if they are for other images or another plan.
+        """
+        run = Run(masked=False, replay=self._fitting(decisions, images), block_tokens=[])
+        logits = self.anatomy.head(self._pass(images, run))
+        return logits, Trace(
+            images=len(images), tokens=[s.tokens.counts() for s in run.stages], block_tokens=run.block_tokens,
+            kept=[s.tokens.kept().cpu().numpy() for s in run.stages], after=tuple(s.after for s in run.stages))
+
+    def masked(self, images: Tensor, trace: Trace) -> Tensor:
+        """Logits of the training form under the decisions of `trace`; equal to those of `traced` (semantics.md 2)."""
+        return self.anatomy.head(self._pass(images, Run(masked=True, replay=self._fitting(trace, images))))
+
+    def training_outputs(self, images: Tensor) -> TrainingOutputs:
+        """One masked pass with sampled decisions: logits, features for distillation and the methods' losses."""
+        run = Run(masked=True, sample=self.training)
+        tokens = self._pass(images, run)
+        features, live = self.anatomy.features(tokens)
+        terms, metrics = {}, {}
+        for name, hooks in self._hooks():
+            terms |= {f"{name}_{k}": v for k, v in hooks.losses(run).items()}
+            metrics |= {f"{name}_{k}": v for k, v in hooks.metrics(run).items()}
+        return TrainingOutputs(self.anatomy.head(tokens), features, live, terms, metrics)
+
+    def method_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that belong to methods; all others are the backbone's."""
+        for name, hooks in self._hooks():
+            yield from ((f"{name}.{n}", p) for n, p in hooks.named_parameters())
+
+    def _hooks(self) -> list[tuple[str, nn.Module]]:
+        return [(m.name, self._modules[m.name]) for m in self.plan.methods]
+
+    def _pass(self, images: Tensor, run: Run) -> Tokens:
+        self._check(images)
+        tokens = self.anatomy.stem(images)
+        hooks = [h for _, h in self._hooks()]
+        for block in range(1, self.card.depth + 1):
+            if run.block_tokens is not None:
+                run.block_tokens.append(tokens.counts())
+            tokens = self.anatomy.block(block, tokens)
+            for hook in hooks:
+                tokens = hook.after(block, tokens, run)
+        return tokens
+
+    def _check(self, images: Tensor) -> None:
+        chans, size = self.card.in_chans, tuple(self.card.image_size)
+        if images.dim() != 4 or images.shape[1] != chans:
+            raise FoveateError(f"images of shape {list(images.shape)}", f"[batch, {chans}, height, width]",
+                               "add a batch dimension with images[None]" if images.dim() == 3 else "convert the images to that shape")
+        if tuple(images.shape[-2:]) != size and not getattr(self.anatomy.model, "dynamic_img_size", False):
+            raise FoveateError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} pixels for {self.card.name}", f"{size[0]}x{size[1]} pixels",
+                "resize the images, or create the model with img_size=... (divisible by its patch) or dynamic_img_size=True")
+
+    def _fitting(self, trace: Trace | None, images: Tensor) -> Trace | None:
+        if trace is None:
+            return None
+        stages = tuple(b for m in self.plan.methods for b in getattr(m, "after", ()))
+        if trace.images != len(images) or len(trace.kept) != len(stages):
+            raise FoveateError(
+                f"decisions for {trace.images} images and {len(trace.kept)} stages",
+                f"decisions for these {len(images)} images and the plan's {len(stages)} stages",
+                "use the Trace that model.traced(images) returned for the same images")
+        return trace
+
+
+def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveModel:
+    """A new module that runs a copy of `model` by `plan`; the given model is left untouched.
+
+    model: a timm model of a supported family. name: how to call it in messages and cards; timm's name by default.
+    Raises FoveateError for an unknown structure, a plan that does not fit, a model already adapted, or NaN weights.
+    """
+    if isinstance(model, AdaptiveModel):
+        raise FoveateError(f"a model that already runs by a plan ({model.plan})", "a timm model",
+                           "put all methods into one plan, or call fv.restore(model) first")
+    if isinstance(plan, (Method, list, tuple)):
+        plan = Plan(plan)
+    if not isinstance(plan, Plan):
+        raise FoveateError(f"plan={plan!r}", "a Plan", "write fv.Plan([...]), or fv.Plan.parse(text) for a file, a preset or the inline form")
+    _check_weights(model)
+    anatomy = anatomy_of(copy.deepcopy(model), name)
+    if plan.methods:
+        anatomy.check_prunable()
+        plan.validate(anatomy.card)
+        _check_own_forms(anatomy)
+    return AdaptiveModel(anatomy, plan)
+
+
+def restore(model: AdaptiveModel) -> nn.Module:
+    """The timm model behind an adapted one, with its present weights and without the methods' parts."""
+    if not isinstance(model, AdaptiveModel):
+        raise FoveateError(f"a {type(model).__name__}", "a model made by fv.adapt or fv.load", "there is nothing to restore: use it as it is")
+    twin = copy.deepcopy(model)
+    for method, hooks in twin._hooks():
+        hooks.uninstall(twin.anatomy.blocks)
+        del twin._modules[method]
+    return twin.anatomy.model
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
+            raise FoveateError(f"a model with NaN or infinite values in {name}", "finite weights",
+                               "load an intact checkpoint; a diverged training keeps its last good one in checkpoints/")
+
+
+@torch.no_grad()
+def _check_own_forms(anatomy: Anatomy) -> None:
+    """Holds our own form of each kind of block against timm's on random tokens, so that no new timm is silently wrong."""
+    model = anatomy.model
+    like = next(model.parameters())
+    if like.is_meta:
+        return
+    was_training = [(m, m.training) for m in model.modules()]
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    random = lambda *shape: torch.randn(shape, generator=generator).to(like)
+    stem = anatomy.stem(random(1, anatomy.card.in_chans, *anatomy.card.image_size))
+    seen: set[str] = set()
+    for number, (block, card) in enumerate(zip(anatomy.blocks, anatomy.card.blocks), 1):
+        if repr(block) in seen:
+            continue
+        seen.add(repr(block))
+        tokens = dense(random(1, stem.prefix + card.patches, card.dim), stem.prefix, tuple(card.grid), stem.rope)
+        native, own = anatomy.run_native(number, tokens), anatomy.run(number, with_all_live(tokens), anatomy.attend)
+        error = (native.x - own.x).abs().max() / native.x.abs().max()
+        if not error <= (1e-3 if like.dtype in (torch.float32, torch.float64) else 0.05):
+            raise FoveateError(f"{anatomy.card.name}: block {number} ({type(block).__name__}) computes something else than its children suggest "
+                               f"(relative difference {error:.1e})", "blocks of timm's own forward", "report this model with its timm version; use fv.Plan([]) meanwhile")
+    for module, training in was_training:
+        module.training = training

@@ -1,0 +1,152 @@
+"""Anatomy: the one view of a backbone (stem, blocks, head) through which every plan is executed.
+
+A family adopts a timm model: it runs the model's own children in their own order and refuses, naming the model and
+the child, whatever it does not know. A block whose tokens are all there runs natively, bit for bit as timm wrote it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Callable, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.backbones.card import Card
+from foveate.errors import FoveateError
+from foveate.nn.precision import at_least_float32
+from foveate.nn.tokens import PACKAGE, Tokens
+
+Mix = Callable[..., Tensor]
+
+
+def refuse(name: str, what: str, allowed: str, do: str = "use a supported backbone (`foveate models`), or open an issue naming this one"):
+    """Raises the FoveateError for a backbone or a part of it that foveate does not know."""
+    raise FoveateError(given=f"{name}: {what}", allowed=allowed, do=do)
+
+
+def check_children(module: nn.Module, known: set[str], required: set[str], name: str, path: str) -> None:
+    """Raises FoveateError unless `module`'s children and own parameters are known and the required ones present."""
+    children = {n for n, c in module.named_children()} | {n for n, _ in module.named_parameters(recurse=False)}
+    if extra := sorted(children - known):
+        refuse(name, f"{path} ({type(module).__name__}) has an unknown child {extra[0]!r}",
+               f"{type(module).__name__} with {', '.join(sorted(known))}",
+               f"remove {path}.{extra[0]}, or fold it into a child that is known, so that no result is silently wrong")
+    if missing := sorted(required - children):
+        refuse(name, f"{path} ({type(module).__name__}) lacks the child {missing[0]!r}", f"blocks with {', '.join(sorted(required))}")
+
+
+class Anatomy(ABC):
+    """A backbone of one family, seen as stem, blocks 1...depth and head.
+
+    Subclasses implement `check`, `stem`, `run`, `head` and `features`; `block` chooses the form.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, model: nn.Module, card: Card):
+        self.model, self.card = model, card
+        self.check()
+
+    @classmethod
+    @abstractmethod
+    def knows(cls, model: nn.Module) -> bool:
+        """Whether `model` is exactly of this family (subclasses of timm's classes are not: they may compute something else)."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises FoveateError for a structure that this family does not know."""
+
+    def check_prunable(self) -> None:
+        """Raises FoveateError for what only runs with all its tokens (the idle plan is fine there)."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in order; blocks[0] is block 1."""
+
+    @abstractmethod
+    def stem(self, images: Tensor) -> Tokens:
+        """Images [B, 3, H, W] to the tokens that enter block 1."""
+
+    @abstractmethod
+    def run(self, index: int, tokens: Tokens, mix: Mix) -> Tokens:
+        """Block `index` (1-based) in any form, with `mix(q, k, v, tokens, scale, fused, dropout)` as attention."""
+
+    @abstractmethod
+    def run_native(self, index: int, tokens: Tokens) -> Tokens:
+        """Block `index` as timm runs it, on uniform tokens."""
+
+    def next_stage(self, index: int, tokens: Tokens) -> Tokens:
+        """The transition behind block `index`, where a stage ends there (Swin's merging, PiT's pooling)."""
+        return tokens
+
+    @abstractmethod
+    def head(self, tokens: Tokens) -> Tensor:
+        """Final norm, pooling over live tokens and classifier: logits [B, classes]."""
+
+    @abstractmethod
+    def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Final patch features [B, N, D] of the masked or dense form and their decision weights [B, N]."""
+
+    def block(self, index: int, tokens: Tokens, mix: Mix | None = None) -> Tokens:
+        """Block `index` (1-based) and the stage transition behind it.
+
+        mix: replaces softmax attention where a method brings its own.
+        """
+        if mix is None and not tokens.masked and not tokens.ragged and self.native(tokens):
+            tokens = self.run_native(index, tokens)
+        else:
+            tokens = self.run(index, tokens, mix or self.attend)
+        return self.next_stage(index, tokens)
+
+    def native(self, tokens: Tokens) -> bool:
+        """Whether timm's own block forward is right for these uniform tokens."""
+        return True
+
+    @property
+    @abstractmethod
+    def attend(self) -> Mix:
+        """Softmax attention among live tokens as this family computes it."""
+
+
+def residual_block(block: nn.Module, tokens: Tokens, attention: Callable[[Tensor], Tensor]) -> Tokens:
+    """timm's pre-norm block over its own children: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
+    x = tokens.x
+    x = x + block.drop_path1(block.ls1(attention(block.norm1(x))))
+    return tokens.with_x(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+
+def pooling_weights(tokens: Tokens, include_prefix: bool) -> tuple[Tensor, Tensor]:
+    """(x [B, n, D], weights [B, n]) for pooling: live patches count with D, packages with `package_weight`, prefixes 0 or 1."""
+    places = tokens.places()
+    if tokens.ragged:
+        image = tokens.image_of_row()
+        starts = torch.tensor((0, *tokens.lengths[:-1]), device=image.device).cumsum(0)
+        column = torch.arange(len(image), device=image.device) - starts[image]
+        x = tokens.x.new_zeros(tokens.images, max(tokens.lengths), tokens.x.shape[1])
+        x[image, column] = tokens.x
+        weights = at_least_float32(x).new_zeros(x.shape[:2])
+        weights[image, column] = _kind_weights(places, tokens.package_weight, include_prefix).to(weights.dtype)
+        return x, weights
+    weights = _kind_weights(places, tokens.package_weight, include_prefix)
+    return tokens.x, weights * tokens.live if tokens.masked else weights
+
+
+def _kind_weights(places: Tensor, package_weight: float, include_prefix: bool) -> Tensor:
+    weights = torch.where(places >= 0, 1.0, float(include_prefix))
+    return torch.where(places == PACKAGE, package_weight, weights)
+
+
+def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """Mean over tokens: x [B, n, D], weights [B, n] -> [B, D], summed in float32."""
+    wide = at_least_float32(x)
+    weights = weights.to(wide.dtype)
+    return ((weights[:, None] @ wide)[:, 0] / weights.sum(1, keepdim=True)).to(x.dtype)
+
+
+def prefix_rows(tokens: Tokens) -> Tensor:
+    """The prefix tokens of every image: [B, prefix, D]."""
+    if tokens.ragged:
+        return tokens.x[tokens.place == -1].view(tokens.images, tokens.prefix, -1)
+    return tokens.x[:, : tokens.prefix]

@@ -1,0 +1,124 @@
+"""The ViT family of timm: DeiT (distilled too), DeiT-III, AugReg, DINOv2, CLIP and SigLIP image towers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.layers import Attention, AttentionPoolLatent, PatchDropout
+from timm.models import vision_transformer as timm_vit
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+
+from foveate.backbones.anatomy import (Anatomy, check_children, pooling_weights, prefix_rows, refuse, residual_block,
+                                       weighted_mean)
+from foveate.nn.attention import attend, masked_attention
+from foveate.nn.tokens import Tokens, dense
+
+BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
+ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}
+MODEL = {"patch_embed", "cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre", "blocks",
+         "norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist"}
+# Their tokens run natively in full; what a pruned or re-weighted token means in them is not known.
+DENSE_ONLY = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock, timm_vit.ParallelThingsBlock)
+
+
+def attention_rows(attn: nn.Module, x: Tensor, tokens: Tokens, mix) -> Tensor:
+    """timm's Attention over its own children, for x [B, n, D] or ragged [T, D]."""
+    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(-3)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    z = attn.norm(mix(q, k, v, tokens, attn.scale, attn.fused_attn, dropout).flatten(-2))
+    if attn.gate is not None:
+        z = z * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(z))
+
+
+class ViT(Anatomy):
+    """VisionTransformer and VisionTransformerDistilled."""
+
+    family = "vit"
+    attend = staticmethod(attend)
+
+    @classmethod
+    def knows(cls, model: nn.Module) -> bool:
+        return type(model) in (timm_vit.VisionTransformer, VisionTransformerDistilled)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.blocks)
+
+    def check(self) -> None:
+        name, model = self.card.name, self.model
+        check_children(model, MODEL, {"patch_embed", "blocks", "norm", "head"}, name, "model")
+        for i, block in enumerate(self.blocks):
+            path = f"blocks.{i}"
+            if type(block) in DENSE_ONLY or type(block) is timm_vit.ResPostBlock:
+                continue
+            if type(block) is not timm_vit.Block:
+                refuse(name, f"{path} is a {type(block).__module__}.{type(block).__name__}", "blocks of timm.models.vision_transformer")
+            check_children(block, BLOCK, BLOCK, name, path)
+            if type(block.attn) is Attention:
+                check_children(block.attn, ATTENTION, ATTENTION - {"gate"}, name, f"{path}.attn")
+
+    def check_prunable(self) -> None:
+        name, model = self.card.name, self.model
+        for i, block in enumerate(self.blocks):
+            if type(block) is not timm_vit.Block:
+                refuse(name, f"blocks.{i} is a {type(block).__name__}", "the empty plan there; methods need timm's plain Block",
+                       "use fv.Plan([]), or a backbone with plain blocks")
+            if type(block.attn) is not Attention:
+                refuse(name, f"blocks.{i}.attn is a {type(block.attn).__name__}, whose scores mean something else",
+                       "the empty plan there; methods need timm's plain Attention", "use fv.Plan([]), or a backbone with plain attention")
+        if isinstance(model.patch_drop, PatchDropout):
+            refuse(name, "patch_drop_rate > 0", "models without patch dropout where a plan prunes tokens",
+                   "create the model with patch_drop_rate=0: the plan already drops patches")
+        pool = model.attn_pool
+        if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
+            refuse(name, f"attn_pool is a {type(pool).__name__}" + (" with positions" if type(pool) is AttentionPoolLatent else ""),
+                   "token, average or latent map pooling", "recreate the model with global_pool='avg' or 'token'")
+        if pool is None and model.global_pool not in ("token", "avg"):
+            refuse(name, f"global_pool={model.global_pool!r}", "token, avg or map pooling", "recreate the model with global_pool='avg' or 'token'")
+
+    def stem(self, images: Tensor) -> Tokens:
+        model = self.model
+        x = model.patch_embed(images)
+        grid = tuple(x.shape[1:3]) if x.dim() == 4 else model.patch_embed.dynamic_feat_size(images.shape[-2:])
+        x = model.norm_pre(model.patch_drop(model._pos_embed(x)))
+        return dense(x, model.num_prefix_tokens, grid)
+
+    def run_native(self, index: int, tokens: Tokens) -> Tokens:
+        return tokens.with_x(self.model.blocks[index - 1](tokens.x))
+
+    def run(self, index: int, tokens: Tokens, mix) -> Tokens:
+        block = self.model.blocks[index - 1]
+        return residual_block(block, tokens, partial(attention_rows, block.attn, tokens=tokens, mix=mix))
+
+    def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        x = self.model.norm(tokens.x)[:, tokens.patches]
+        live = tokens.live[:, tokens.patches] if tokens.masked else torch.ones(x.shape[:2], device=x.device)
+        return x, live
+
+    def head(self, tokens: Tokens) -> Tensor:
+        model = self.model
+        if not tokens.pruned:
+            return model.forward_head(model.norm(tokens.x))
+        if model.global_pool == "token":
+            return model.forward_head(model.norm(prefix_rows(tokens)))
+        tokens = tokens.with_x(model.norm(tokens.x))
+        x, weights = pooling_weights(tokens, model.pool_include_prefix)
+        x = weighted_mean(x, weights) if model.attn_pool is None else latent_pool(model.attn_pool, x, weights)
+        return model.head(model.head_drop(model.fc_norm(x)))
+
+
+def latent_pool(pool: AttentionPoolLatent, x: Tensor, weights: Tensor) -> Tensor:
+    """timm's AttentionPoolLatent over its own children, each token counting with its weight: x [B, n, D], weights [B, n]."""
+    heads = (pool.num_heads, pool.head_dim)
+    q = pool.q(pool.latent.expand(len(x), -1, -1)).unflatten(-1, heads).transpose(1, 2)
+    k, v = (t.transpose(1, 2) for t in pool.kv(x).unflatten(-1, (2, *heads)).unbind(2))
+    keys = weights[:, None, None, :].expand(-1, 1, pool.latent_len, -1)
+    x = masked_attention(pool.q_norm(q), pool.k_norm(k), v, keys, pool.scale).transpose(1, 2).flatten(2)
+    x = pool.proj_drop(pool.proj(x))
+    if pool.mlp is not None:
+        x = x + pool.mlp(pool.norm(x))
+    return x[:, 0] if pool.pool == "token" else x.mean(1) if pool.pool == "avg" else x

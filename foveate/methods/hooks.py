@@ -1,0 +1,67 @@
+"""What a method's modules may do during a pass, and the record of the pass that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from foveate.nn.tokens import Tokens
+from foveate.trace import Trace
+
+
+@dataclass
+class Stage:
+    """One pruning decision as it was taken: the tokens it left, after which block, and the keep ratio aimed at."""
+
+    after: int
+    keep: float
+    tokens: Tokens
+
+
+@dataclass
+class Run:
+    """One forward pass.
+
+    masked: the training form (all tokens present, decision weights) instead of the packed one.
+    sample: decisions are sampled with noise, as in training, instead of taken deterministically.
+    replay: decisions to repeat; stage s uses replay.kept[s].
+    """
+
+    masked: bool
+    sample: bool = False
+    replay: Trace | None = None
+    stages: list[Stage] = field(default_factory=list)
+    block_tokens: list[list[int]] = field(default_factory=list)
+
+    def replayed(self, device: torch.device) -> Tensor | None:
+        """Keep decisions [B, slots] (bool) to repeat at the next stage, or None."""
+        if self.replay is None:
+            return None
+        return torch.from_numpy(self.replay.kept[len(self.stages)]).to(device)
+
+
+class Hooks(nn.Module):
+    """Base of every method's modules; each hook does nothing unless a method overrides it.
+
+    The module is registered in the AdaptiveModel under the method's name, which prefixes its parameters.
+    """
+
+    def install(self, blocks: list[nn.Module]) -> None:
+        """Changes children of the (already copied) blocks in place."""
+
+    def uninstall(self, blocks: list[nn.Module]) -> None:
+        """Undoes `install`."""
+
+    def after(self, block: int, tokens: Tokens, run: Run) -> Tokens:
+        """Called behind block `block` (1-based) and the stage transition that may follow it."""
+        return tokens
+
+    def losses(self, run: Run) -> dict[str, Tensor]:
+        """Weighted terms that this method adds to the training loss of `run`."""
+        return {}
+
+    def metrics(self, run: Run) -> dict[str, Tensor]:
+        """Figures worth logging for `run`."""
+        return {}

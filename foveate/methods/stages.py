@@ -1,0 +1,126 @@
+"""One pruning stage in every form: decide which patch tokens live on, then prune. Shared by methods that score tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from foveate.methods.base import kept_count
+from foveate.methods.hooks import Run, Stage
+from foveate.nn.prune import at_least_one, gumbel_keep, prune_masked, prune_rows, prune_top_k, top_k
+from foveate.nn.tokens import Tokens, with_all_live
+
+Pool = Callable[[Tensor], Tensor]
+Score = Callable[[Tensor, Pool], Tensor]
+"""(patch rows [..., D], mean over an image's kept patches) -> probabilities [..., 2] of (keep, drop)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one stage decides.
+
+    keep: ratio of the stage's own patch slots, exact for select="topk"; select="argmax" keeps where keeping is likelier.
+    package: gather what is dropped into a package token; weighted: with the keep probabilities (Eq. 8) or evenly.
+    gumbel: sample decisions in training (Eq. 7); without it training decides as evaluation does.
+    """
+
+    after: int
+    keep: float
+    select: str
+    package: bool
+    weighted: bool = True
+    gumbel: bool = True
+
+
+def prune_stage(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
+    """Scores the live patches, decides by `rule` or as `run.replay` says, prunes, and records the stage in `run`."""
+    if run.masked and not tokens.masked:
+        tokens = with_all_live(tokens)
+    stage = _masked if tokens.masked else _rows if tokens.ragged or tokens.packages is None else _uniform
+    tokens = stage(tokens, run, rule, score)
+    run.stages.append(Stage(rule.after, rule.keep, tokens))
+    return tokens
+
+
+def _masked(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
+    patches, live = tokens.x[:, tokens.patches], tokens.live[:, tokens.patches]
+    chance = score(patches, lambda f: _mean(f, live))
+    replayed = run.replayed(patches.device)
+    if replayed is not None:
+        keep = replayed.to(live.dtype)
+    elif run.sample and rule.gumbel:
+        keep = at_least_one(gumbel_keep(chance).to(live.dtype), live, chance[..., 0])
+    else:
+        keep = _decide(chance, live, tokens, rule)
+    return prune_masked(tokens, keep, _weight(chance, rule), rule.package)
+
+
+def _uniform(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
+    patches = tokens.x[:, tokens.patches]
+    chance = score(patches, lambda f: f.mean(-2, keepdim=True))
+    replayed = run.replayed(patches.device)
+    if replayed is None and rule.select == "topk":
+        index = top_k(chance[..., 0], None, min(_count(tokens, rule), patches.shape[1]))
+        return prune_top_k(tokens, index, _weight(chance, rule), rule.package)
+    if replayed is not None:
+        keep = replayed.gather(1, tokens.places()[:, tokens.patches])
+    else:
+        keep = _decide(chance, torch.ones_like(chance[..., 0]), tokens, rule) > 0
+    pad = (tokens.prefix, tokens.packages)
+    widen = lambda t: torch.nn.functional.pad(t, pad).flatten()
+    return prune_rows(tokens, widen(keep), widen(_weight(chance, rule)), rule.package)
+
+
+def _rows(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
+    place = tokens.places().flatten()
+    rows = (place >= 0).nonzero()[:, 0]
+    image = tokens.image_of_row()[rows]
+    patches = torch.bincount(image, minlength=tokens.images)
+    chance = score(tokens.x.flatten(0, -2)[rows], lambda f: _mean_by_image(f, image, patches)[..., image, :])
+    replayed = run.replayed(rows.device)
+    if replayed is not None:
+        keep = replayed[image, place[rows]]
+    else:
+        # Per image the decision is the same as for that image alone: pad, decide, and read the rows back.
+        column = torch.arange(len(rows), device=rows.device) - (patches.cumsum(0) - patches)[image]
+        live = chance.new_zeros(tokens.images, int(patches.max()))
+        live[image, column] = 1.0
+        padded = chance.new_zeros(*live.shape, 2)
+        padded[image, column] = chance
+        keep = _decide(padded, live, tokens, rule)[image, column] > 0
+    all_keep = torch.zeros(len(place), dtype=torch.bool, device=rows.device).index_put((rows,), keep)
+    all_weight = chance.new_zeros(len(place)).index_put((rows,), _weight(chance, rule))
+    return prune_rows(tokens, all_keep, all_weight, rule.package)
+
+
+def _count(tokens: Tokens, rule: Rule) -> int:
+    return kept_count(rule.keep, tokens.grid[0] * tokens.grid[1])
+
+
+def _weight(chance: Tensor, rule: Rule) -> Tensor:
+    """Weight of each patch in the package token, should it be dropped."""
+    return chance[..., 0] if rule.weighted else torch.ones_like(chance[..., 0])
+
+
+def _decide(chance: Tensor, live: Tensor, tokens: Tokens, rule: Rule) -> Tensor:
+    """Deterministic decisions (0 or 1) [B, m] for probabilities [B, m, 2] and decision weights [B, m]."""
+    score = chance[..., 0]
+    if rule.select == "argmax":
+        return at_least_one((score >= chance[..., 1]).to(live.dtype), live, score) * (live > 0)
+    index = top_k(score, live, min(_count(tokens, rule), score.shape[1]))
+    return torch.zeros_like(live).scatter(1, index, 1.0) * (live > 0)
+
+
+def _mean(features: Tensor, live: Tensor) -> Tensor:
+    """Mean over kept patches: features [H, B, m, e], weights [B, m] -> [H, B, 1, e]."""
+    weights = live / live.sum(1, keepdim=True)
+    return (weights.to(features.dtype)[:, None] @ features)
+
+
+def _mean_by_image(features: Tensor, image: Tensor, patches: Tensor) -> Tensor:
+    """Mean over the rows of each image: features [H, R, e] -> [H, B, e]."""
+    total = features.new_zeros(features.shape[0], len(patches), features.shape[2]).index_add(1, image, features)
+    return total / patches.to(features.dtype)[:, None]

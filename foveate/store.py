@@ -1,0 +1,153 @@
+"""Run folders: `save` writes a plan, its backbone and weights; `load` gives the model back on any machine. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from foveate.adaptive import AdaptiveModel, adapt
+from foveate.backbones.blueprint import Blueprint
+from foveate.errors import FoveateError
+from foveate.plan import Plan
+
+WEIGHTS, PLAN, BACKBONE, PREPROCESSING = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json"
+_PREPROCESSING_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+
+
+def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | None = None, labels: list[str] | None = None) -> Path:
+    """Writes plan.json, backbone.json, preprocessing.json and model.safetensors into `folder`.
+
+    model: an AdaptiveModel, or a timm model (saved under the empty plan).
+    preprocessing: mean, std, crop_pct, interpolation, image_size; the backbone's own by default. labels: class names.
+    Each file appears whole or not at all; plan.json comes last and names the weights' digest, so that an
+    interrupted save leaves nothing that loads as something it is not.
+    """
+    model = model if isinstance(model, AdaptiveModel) else adapt(model, Plan())
+    folder = Path(folder)
+    blueprint = Blueprint.of(_base(model))
+    preprocessing = preprocessing or _own_preprocessing(model)
+    labels = labels or list(model.pretrained_cfg.get("label_names") or ())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PLAN).unlink(missing_ok=True)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        _atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"plan": model.plan.digest()}))
+        _write(folder / BACKBONE, {"architecture": blueprint.architecture, "arguments": blueprint.arguments, "labels": labels})
+        _write(folder / PREPROCESSING, preprocessing)
+        _atomically(folder / PLAN, lambda path: Path(path).write_text(model.plan.to_json() + "\n"))
+    except OSError as error:
+        raise FoveateError(f"run folder {folder} ({error.strerror or error})", "a folder that can be written, with room for the weights",
+                           "check the path, its permissions and the free space") from None
+    return folder
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveModel:
+    """The model that `save` wrote, in evaluation mode.
+
+    Raises FoveateError for a missing, truncated, corrupt or foreign file, or weights of another plan or backbone.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FoveateError(f"run {str(folder)!r}, which is no folder", "a run folder written by fv.save or `foveate adapt`", "check the path (`ls`)")
+    for name in (PLAN, BACKBONE, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FoveateError(f"run {str(folder)!r} without {name}", f"a folder with {PLAN}, {BACKBONE} and {WEIGHTS}",
+                               "the save was interrupted or the folder is not a run: save it again")
+    plan = Plan.from_json((folder / PLAN).read_text(errors="replace"), str(folder / PLAN))
+    backbone = _read(folder / BACKBONE, {"architecture": str, "arguments": dict})
+    base = Blueprint(backbone["architecture"], backbone["arguments"]).build()
+    state, metadata = _weights(folder / WEIGHTS)
+    if metadata.get("plan") not in (None, plan.digest()):
+        raise FoveateError(f"{folder / WEIGHTS} of plan {metadata['plan']} beside {PLAN} of plan {plan.digest()}", "weights and plan of the same save",
+                           "the save was interrupted or a file was exchanged: save the run again")
+    model = adapt(base, plan)
+    _load_state(model, state, str(folder / WEIGHTS))
+    model.anatomy.model.pretrained_cfg = dict(model.pretrained_cfg) | preprocessing_of(folder) | (
+        {"label_names": backbone["labels"]} if backbone.get("labels") else {})
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a safetensors checkpoint into a model; raises FoveateError for one of another architecture."""
+    path = Path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise FoveateError(f"checkpoint {str(path)!r}, which is no file", "a .safetensors file or a run folder", "check the path (`ls`)")
+    _load_state(model, _weights(path)[0], str(path))
+
+
+def preprocessing_of(folder: str | Path) -> dict[str, Any]:
+    """The preprocessing saved with a run, under timm's names; empty where the run has none."""
+    path = Path(folder) / PREPROCESSING
+    if not path.is_file():
+        return {}
+    settings = _read(path, {"image_size": int, "mean": list, "std": list, "crop_pct": (int, float), "interpolation": str})
+    size = settings.pop("image_size")
+    return settings | {"input_size": (3, size, size)}
+
+
+def _base(model: AdaptiveModel) -> nn.Module:
+    from foveate.adaptive import restore
+    return restore(model)
+
+
+def _own_preprocessing(model: AdaptiveModel) -> dict[str, Any]:
+    cfg = model.pretrained_cfg
+    return {"image_size": int(model.card.image_size[0]), "mean": list(cfg.get("mean", (0.5,) * 3)), "std": list(cfg.get("std", (0.5,) * 3)),
+            "crop_pct": cfg.get("crop_pct") or 1.0, "interpolation": cfg.get("interpolation") or "bicubic"}
+
+
+def _weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FoveateError(f"{path}, which is not readable as safetensors ({error})", "an intact .safetensors file",
+                           "the file is truncated, corrupt or of another format: save or copy it again (pickled .pt files are never loaded)") from None
+
+
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    own = model.state_dict()
+    problems = [f"lacks {k}" for k in own if k not in state] + [f"has an unknown {k}" for k in state if k not in own]
+    problems += [f"has {k} of shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    if problems:
+        more = f" and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
+        raise FoveateError(f"{source}: it {problems[0]}{more}", f"weights of this architecture ({len(own)} tensors)",
+                           "use the checkpoint that belongs to this model and plan")
+    bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    if bad:
+        raise FoveateError(f"{source} with NaN or infinite values in {bad}", "finite weights", "use the last good checkpoint of that training")
+    model.load_state_dict(state)
+
+
+def _read(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise FoveateError(f"{path}, which is not JSON ({error})", "the file as fv.save wrote it", "save the run again") from None
+    wrong = [k for k, t in shape.items() if not isinstance(data, dict) or not isinstance(data.get(k), t)]
+    if wrong:
+        raise FoveateError(f"{path} with a missing or wrong {wrong[0]!r}", f"an object with {', '.join(shape)}", "save the run again")
+    return data
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    _atomically(path, lambda p: Path(p).write_text(json.dumps(data, indent=2) + "\n"))
+
+
+def _atomically(path: Path, write) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
