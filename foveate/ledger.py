@@ -58,7 +58,7 @@ class Operation:
         parts = self.origin.split(".")
         if parts[0] == "blocks":
             parts = parts[2:]
-        return parts[1] if parts[0] == "attn" and len(parts) > 1 else parts[0]
+        return parts[1] if parts[0] == "attn" and len(parts) > 1 else parts[0].rstrip("12")
 
     def scaled(self, factor: float) -> Self:
         """The same operation `factor` times as often: its times, milliseconds and millijoules grow together."""

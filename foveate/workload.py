@@ -176,8 +176,8 @@ def package_operations(origin: str, patches: int, dropped: int, dim: int, packag
 
     The weighted sum of the package runs over all `patches`, with weight 0 for those that stay.
     """
-    moved = [Operation("gather", f"{origin}.pack", m=patches - dropped, n=dim)] if dropped else []
-    summed = [Operation("gemm", f"{origin}.package", m=1, n=dim, k=patches)] if dropped and package else []
+    moved = [Operation("gather", f"{origin}.package.gather", m=patches - dropped, n=dim)] if dropped else []
+    summed = [Operation("gemm", f"{origin}.package.sum", m=1, n=dim, k=patches)] if dropped and package else []
     return moved + summed
 
 
