@@ -103,6 +103,8 @@ def load_timm(
 ) -> ReadImages:
     """Return one of timm's data sets ("torch/cifar10", "hfds/...", "wds/...") read through timm.data.create_dataset."""
     splits = ("train",) if part == "train" else ("test", "validation", "val")
+    # timm reads the whole folder where the split's own is missing: ask first for one that is there.
+    splits = sorted(splits, key=lambda split: not (data_dir and (Path(data_dir) / split).is_dir()))
     problems = []
     for split in splits:
         try:
@@ -110,7 +112,7 @@ def load_timm(
             download = bool(data_dir) and name.startswith("torch/")
             source = create_dataset(name, root=str(data_dir) if data_dir else None, split=split, download=download)
             break
-        except Exception as error:  # whatever the optional library behind the name raises
+        except (ImportError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, OSError) as error:
             problems.append(f"{split}: {type(error).__name__}: {error}".splitlines()[0][:200])
     else:
         raise FoveateError(

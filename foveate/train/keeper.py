@@ -35,10 +35,12 @@ class RunKeeper(Callback):
         self.out, self.validation, self.set_epoch = out, validation, set_epoch
         self.seconds_before, self.checkpoint_minutes = seconds_before, checkpoint_minutes
         self.checkpoint_steps, self.log_steps = checkpoint_steps, log_steps
+        self._started: float | None = None
+        self._saved_step = -1
 
     def seconds(self) -> float:
         """Return the training time of the run over all its resumptions."""
-        return self.seconds_before + time.monotonic() - self._started
+        return self.seconds_before + (time.monotonic() - self._started if self._started else 0.0)
 
     def on_train_start(self, trainer: Trainer, module: Training) -> None:
         self._started = self._saved = time.monotonic()
@@ -62,6 +64,9 @@ class RunKeeper(Callback):
             self.save(trainer, module)
         elif self._due(trainer, module.step):
             self.save(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: Training) -> None:
+        self.save(trainer, module)
 
     def _due(self, trainer: Trainer, step: int) -> bool:
         if self.checkpoint_steps is not None and step % self.checkpoint_steps == 0:
@@ -106,6 +111,8 @@ class RunKeeper(Callback):
 
     def save(self, trainer: Trainer, module: Training) -> None:
         """Write checkpoints/last.ckpt; all processes must call this at the same step."""
+        if module.step == self._saved_step:
+            return
         sums = self._reduced(trainer, module)
         if trainer.is_global_zero:
             state = {
@@ -119,4 +126,4 @@ class RunKeeper(Callback):
             }
             assert math.isfinite(module.loss)
             write_checkpoint(self.out / "checkpoints" / "last.ckpt", state)
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), module.step

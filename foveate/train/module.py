@@ -25,7 +25,8 @@ class Training(LightningModule):
         self.model, self.objective, self.recipe = model, objective, recipe
         self.steps_per_epoch, self.classes = steps_per_epoch, classes
         self.step = resumed["step"] if resumed else 0
-        self.sums: dict[str, torch.Tensor] = {name: torch.tensor(value, dtype=torch.float64) for name, value in (resumed["sums"] if resumed else {}).items()}
+        sums = resumed["sums"] if resumed else {}
+        self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
         self._optimizer_state = resumed["optimizer"] if resumed else None
         self.loss = self.gradient_norm = float("nan")
         self.skipped: list[str] = []

@@ -66,7 +66,7 @@ class Objective:
                 parts[name] = term
                 total = total + term
             parts.update({name: metric for name, metric in outputs.metrics.items() if name not in parts})
-        return Loss(total, {name: part.detach().float() for name, part in parts.items()})
+        return Loss(total, {name: part.detach().float().mean() for name, part in parts.items()})
 
     def _teach(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.no_grad():

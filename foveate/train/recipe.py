@@ -1,6 +1,7 @@
 """A recipe: everything that decides how a model is trained, as a frozen value that goes to JSON and back."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from foveate.errors import FoveateError
@@ -92,18 +93,18 @@ class Recipe:
 
 
 def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _at_least(low: float):
-    return lambda value: _number(value) and low <= value < float("inf")
+    return lambda value: _number(value) and low <= value
 
 
 def _share(value) -> bool:
     return _number(value) and 0 <= value < 1
 
 
-_POSITIVE = ("a number > 0", lambda value: _number(value) and 0 < value < float("inf"))
+_POSITIVE = ("a number > 0", lambda value: _number(value) and 0 < value)
 _NOT_NEGATIVE = ("a number >= 0", _at_least(0))
 _COUNT = ("a whole number >= 1", lambda value: type(value) is int and value >= 1)
 _SHARE = ("a share in [0, 1)", _share)

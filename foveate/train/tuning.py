@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 from timm.layers import DropPath, PatchDropout
+from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -19,7 +20,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     Vectors (norms, biases) and what the model itself names (position embeddings, class token) are not decayed.
     """
     of_methods = {name for name, _ in model.method_parameters()} if hasattr(model, "method_parameters") else set()
-    undecayed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    backbone = model.anatomy.model if hasattr(model, "anatomy") else model
+    undecayed = set(backbone.no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()
     backbone_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
     groups = {}
     for name, parameter in model.named_parameters():
@@ -66,21 +68,31 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
     return PolyLRScheduler(optimizer, power=1.0 if recipe.schedule == "linear" else 0.0, **common)
 
 
-def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Give residual branches a stochastic depth that rises linearly from 0 to `rate` with depth."""
+@contextmanager
+def drop_path(model: nn.Module, rate: float | None):
+    """Give residual branches a stochastic depth that rises linearly from 0 to `rate` with depth, inside the block.
+
+    rate: None leaves the model as it was built.
+    """
     owners = []
-    for owner in model.modules():
-        names = [name for name, _ in owner.named_children() if name.startswith("drop_path")]
+    for owner in model.modules() if rate is not None else ():
+        names = [name for name, child in owner.named_children() if _is_branch(name, child)]
         if names:
-            owners.append((owner, names))
-    for place, (owner, names) in enumerate(owners):
+            owners.append((owner, {name: getattr(owner, name) for name in names}))
+    for place, (owner, branches) in enumerate(owners):
         share = rate * place / max(1, len(owners) - 1)
-        for name in names:
-            branch = getattr(owner, name)
-            if isinstance(branch, DropPath):
-                branch.drop_prob = share
-            elif isinstance(branch, nn.Identity) and share > 0:
-                setattr(owner, name, DropPath(share))
+        for name in branches:
+            setattr(owner, name, DropPath(share) if share else nn.Identity())
+    try:
+        yield
+    finally:
+        for owner, branches in owners:
+            for name, branch in branches.items():
+                setattr(owner, name, branch)
+
+
+def _is_branch(name: str, child: nn.Module) -> bool:
+    return name.startswith("drop_path") and isinstance(child, DropPath | nn.Identity)
 
 
 @contextmanager
@@ -89,7 +101,7 @@ def patch_dropping(model: nn.Module, recipe: Recipe):
     if not any(recipe.patch_drop):
         yield lambda epoch: None
         return
-    if not isinstance(getattr(model, "patch_drop", None), nn.Identity | PatchDropout):
+    if not isinstance(model, VisionTransformer):
         raise FoveateError(
             f"patch_drop={list(recipe.patch_drop)} with {type(model).__name__}",
             "patch dropping on timm's VisionTransformer only",
