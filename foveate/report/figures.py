@@ -72,20 +72,21 @@ def speedup_bars(rows: Sequence[Row]) -> Figure:
     with styled():
         figure, axes = new_figure(WIDTH_IN, 1.3 + len(rows) * (0.2 + 0.27 * len(batches)))
         axis = axes[0, 0]
+        furthest = 1.0
         for place, row in enumerate(rows):
             for index, batch in enumerate(batches):
                 if batch in row.speedup:
                     y = place + (index - (len(batches) - 1) / 2) * thick
                     _bar(axis, y, 0.86 * thick, row.speedup[batch], look[row.plan][0], batch, faint=index % 2 == 0)
-            promised = dense.get((row.backend, row.precision))
+            promised = dense.get((row.backend, row.precision), 0) / row.macs
             if promised:
-                axis.plot([promised / row.macs] * 2, [place - 0.44, place + 0.44], color=INK, linewidth=2.2)
+                axis.plot([promised, promised], [place - 0.44, place + 0.44], color=INK, linewidth=2.2)
+            furthest = max(furthest, promised, *(spread[2] for spread in row.speedup.values()))
         axis.plot([], [], color=INK, linewidth=2.2, label="what the operation count promises")
         axis.axvline(1, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        names = [f"{row.plan}\n{row.backend} {row.precision}" if several else row.plan for row in rows]
-        axis.set_yticks(range(len(rows)), [textwrap.fill(name, 20) if "\n" not in name else name for name in names])
-        axis.set_ylim(len(rows) - 0.45, -0.55)
-        axis.set_xlim(0, 1.22 * max([1.0, *(s[2] for row in rows for s in row.speedup.values())]))
+        names = [f"{row.plan}\n{row.backend} {row.precision}" if several else textwrap.fill(row.plan, 20) for row in rows]
+        axis.set_yticks(range(len(rows)), names)
+        axis.set(xlim=(0, 1.1 * furthest), ylim=(len(rows) - 0.45, -0.55))
         axis.set(xlabel="speed-up over dense, same backend", title="The clock and the operation count")
         axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
