@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Plan": "plan", "SPViT": "methods", "Random": "methods", "Structure": "methods",
     "Trace": "trace", "Ledger": "ledger", "Operation": "ledger", "FoveateError": "errors",
-    "adapt": "adaptive", "restore": "adaptive", "AdaptiveModel": "adaptive",
+    "adapt": "adaptive", "restore": "adaptive", "replan": "adaptive", "AdaptiveModel": "adaptive",
     "save": "store", "load": "store", "count": "counting",
 }
 _ROOMS = ("backbones", "train", "measure", "runtime", "report")

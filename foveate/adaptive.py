@@ -179,6 +179,17 @@ def restore(model: AdaptiveModel) -> nn.Module:
     return twin.anatomy.model
 
 
+def replan(model: AdaptiveModel, plan: Plan) -> AdaptiveModel:
+    """The same backbone and the weights it shares with `model`, under another plan.
+
+    For switching settings that change no parameters, such as select="topk" and "argmax"; parts of a method that are
+    new keep their fresh weights.
+    """
+    twin = adapt(restore(model), plan, model.card.name)
+    twin.load_state_dict(model.state_dict(), strict=False)
+    return twin.train(model.training)
+
+
 def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not torch.isfinite(parameter).all():

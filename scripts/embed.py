@@ -1,0 +1,80 @@
+"""Put a finished run into the package: float16 weights and a card (figure, command, time, machine).
+
+    python scripts/embed.py runs/base-p4 foveate_nano_p4            # a dense base, for pretrained=True
+    python scripts/embed.py runs/spvit spvit-nano --as-run          # an adapted run, for fv.load and the demo
+
+The accuracy on the card is measured here, on the full test set, with the float16 weights that are shipped.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from foveate.adaptive import adapt
+from foveate.backbones.blueprint import Blueprint
+from foveate.counting import count
+from foveate.plan import Plan
+from foveate.store import load, load_weights
+from foveate.train.data import load_data
+from foveate.train.evaluate import evaluate
+from foveate.train.preprocessing import Preprocessing
+
+ASSETS = Path(__file__).parents[1] / "foveate" / "assets"
+KEPT = ("plan.json", "backbone.json", "preprocessing.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--as-run", action="store_true", help="keep the whole run folder's form, under assets/runs")
+    parser.add_argument("--command", help="the command that reproduces the run, if it was not started by it")
+    arguments = parser.parse_args()
+    source = arguments.run / "model.safetensors"
+    half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(source).items()}
+    if arguments.as_run:
+        folder = ASSETS / "runs" / arguments.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            shutil.copyfile(arguments.run / name, folder / name)
+        plan = Plan.from_json((folder / "plan.json").read_text())
+        save_file(half, folder / "model.safetensors", metadata={"plan": plan.digest()})
+        model, card = load(folder), folder / "card.json"
+    else:
+        ASSETS.mkdir(exist_ok=True)
+        save_file(half, ASSETS / f"{arguments.name}.safetensors")
+        model = adapt(Blueprint(arguments.name).build(), Plan())
+        load_weights(model, ASSETS / f"{arguments.name}.safetensors")
+        card = ASSETS / f"{arguments.name}.card.json"
+    record = json.loads((arguments.run / "run.json").read_text())
+    preprocessing = Preprocessing.from_json((arguments.run / "preprocessing.json").read_text())
+    test = load_data("fashion-mnist", "test", preprocessing=preprocessing)
+    torch.manual_seed(0)
+    result = evaluate(model.eval(), test)
+    ledger = count(model)
+    card.write_text(json.dumps({
+        "name": arguments.name,
+        "accuracy_percent": round(result["accuracy_percent"], 2),
+        "uncertainty_percent": round(result["uncertainty_percent"], 2),
+        "test_images": result["n"],
+        "data": "fashion-mnist, full test set, read once, at the end",
+        "macs": ledger.macs,
+        "params": ledger.params,
+        "plan": str(model.plan),
+        "command": arguments.command or record["command"],
+        "seconds": record["seconds"],
+        "train_images": record["train_images"],
+        "seed": record["seed"],
+        "machine": record.get("machine"),
+        "versions": record.get("versions"),
+        "recipe": json.loads((arguments.run / "recipe.json").read_text()),
+    }, indent=1) + "\n")
+    print(card, json.dumps({"accuracy_percent": result["accuracy_percent"], "n": result["n"]}))
+
+
+if __name__ == "__main__":
+    main()
