@@ -18,6 +18,7 @@ class BlockWork:
     """What one block runs for one image.
 
     number: 1-based. prefix, patches, packages: live tokens of each kind that the block works on.
+    whole: no pruning stage has run before, so that the block runs as timm wrote it.
     inputs_kept: share of the input features that the block's linears read.
     scores: makes the operations between the projections and the output linear from this record (softmax attention unless a
         method brings another); None where the attention is skipped.
@@ -29,6 +30,7 @@ class BlockWork:
     prefix: int
     patches: int
     packages: int = 0
+    whole: bool = True
     inputs_kept: float = 1.0
     scores: Callable[["BlockWork"], list[Operation]] | None = field(default_factory=lambda: softmax_attention)
     after: list[Operation] = field(default_factory=list)
@@ -37,11 +39,6 @@ class BlockWork:
     def tokens(self) -> int:
         """Live tokens, prefix and packages included."""
         return self.prefix + self.patches + self.packages
-
-    @property
-    def pruned(self) -> bool:
-        """Whether any patch token of the grid is gone."""
-        return self.patches < self.card.patches
 
     def origin(self, name: str) -> str:
         """Where the part `name` of this block runs."""
@@ -134,12 +131,13 @@ def _walk(work: Workload, stages: list[Stage]) -> None:
     for block in work.blocks:
         if seen and seen.block_tokens:
             live = seen.block_tokens[block.number - 1] - block.prefix - packages
-        block.patches, block.packages = live, packages
+        block.patches, block.packages, block.whole = live, packages, index == 0
         if block.card.transition:
             # A merged token lives if any of its parts did: how many do depends on where the pruned ones lay.
             full = work.card.tokens_after(block.number)
-            work.bound |= block.pruned and not (seen and (seen.present or seen.block_tokens))
-            live = min(live, full) if block.pruned else full
+            dead = live < block.card.patches
+            work.bound |= dead and not (seen and (seen.present or seen.block_tokens))
+            live = min(live, full) if dead else full
         while index < len(stages) and stages[index].after == block.number:
             stage = stages[index]
             if seen and seen.present:
@@ -199,8 +197,8 @@ def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
     card, tokens = block.card, block.tokens
     operations = []
     if block.scores:
-        # A full grid is padded to whole windows before the projections; live tokens alone are not.
-        rows = card.window.area * card.window.count if card.window and not block.pruned else tokens
+        # A whole grid is padded to full windows before the projections; live tokens alone are not.
+        rows = card.window.area * card.window.count if card.window and block.whole else tokens
         linear = {"rows": rows, "kept": block.inputs_kept}
         operations.append(block.operation("norm", "norm1", m=tokens, n=card.dim))
         operations += [_gemm(block, part, **linear) for part in card.projections]
@@ -217,9 +215,12 @@ def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
 
 def head_operations(card: Card, last: BlockWork) -> list[Operation]:
     """What runs behind the last block."""
-    operations = [part_operation(part, _counts(last)) for part in card.head]
-    if last.pruned and card.pool in ("avg", "avgmax"):
-        # The mean over live tokens is a weighted one, and packages have their own weight.
+    counts = _counts(last)
+    if not last.whole:
+        # The packed head runs over all live tokens and gives those that do not count a weight of zero.
+        counts |= {"patches": last.tokens, "packages": 0}
+    operations = [part_operation(part, counts) for part in card.head]
+    if not last.whole and card.pool in ("avg", "avgmax"):
         operations.insert(1, Operation("gemm", "head.pool", m=1, n=last.card.dim, k=last.tokens))
     return operations
 

@@ -42,10 +42,15 @@ def fitted(model: str, plan_of: Callable[[float], Plan], gmacs: float) -> tuple[
     return plan_of(best), costs[best]
 
 
+def spvit(after: tuple[int, ...]) -> Callable[[float], Plan]:
+    """From a rate to SPViT behind the blocks `after`."""
+    return lambda rate: Plan([SPViT(after, geometric(rate, len(after)))])
+
+
 def main() -> None:
     """Prints one line for each backbone: the plan, its cost, and how far it is from the wanted one."""
     for model, (after, gmacs, source) in TARGETS.items():
-        plan, cost = fitted(model, lambda rate: Plan([SPViT(after, geometric(rate, len(after)))]), gmacs)
+        plan, cost = fitted(model, spvit(after), gmacs)
         print(f"{model:30} {plan}  {cost:.3f} GMACs, wanted {gmacs:.3f} ({source}), {100 * (cost / gmacs - 1):+.2f} %")
     for model, gmacs in (("deit_tiny_patch16_224", 0.90), ("deit_small_patch16_224", 2.64)):
         baselines = {

@@ -6,7 +6,13 @@ import torch
 from timm.models.eva import Eva
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import DiffAttention, ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import (
+    DiffAttention,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
