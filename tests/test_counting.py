@@ -16,6 +16,7 @@ from foveate.backbones.lvvit import LVViT
 from foveate.card import Transition, stored_card
 from foveate.counting import merged
 from foveate.methods.spvit.cost import selector_operations, selector_params
+from foveate.presets import presets
 
 SMALL = dict(img_size=32, num_classes=5)
 TINY = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3, **SMALL)
@@ -61,6 +62,29 @@ def test_share_of_the_attention_module_in_the_blocks(size, percent):
 )
 def test_published_costs_of_spvit(name, keep, gmacs):
     assert count(name, Plan([SPViT((3, 6, 9), keep)])).macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+PRINTED = {
+    "spvit-deit-tiny": 0.90,
+    "spvit-deit-small": 2.65,
+    "spvit-deit-256": 1.3,
+    "spvit-deit-320": 1.3,
+    "spvit-pit-xs": 1.13,
+    "spvit-pit-small": 2.22,
+    "spvit-swin-tiny": 3.47,
+    "spvit-swin-small": 6.35,
+    "random-deit-tiny": 0.90,
+    "random-deit-small": 2.64,
+    "structure-deit-tiny": 0.90,
+    "structure-deit-small": 2.64,
+}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_costs_what_it_says_and_what_the_paper_prints(name):
+    gmacs = count(presets()[name].model, name).macs / 1e9
+    assert gmacs == pytest.approx(presets()[name].gmacs, rel=1e-3)
+    assert gmacs == pytest.approx(PRINTED.get(name, gmacs), rel=0.02)
 
 
 @pytest.mark.parametrize(("after", "params"), [((6, 9), 22_108_954), ((3, 6, 9), 22_138_099), ((3, 5, 7, 9), 22_167_244)])
