@@ -20,6 +20,8 @@ PACKAGES = ("foveate", "torch", "torchvision", "timm", "lightning", "numpy")
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_killed_run in path.parent.glob(f".{path.name}.*.tmp"):
+        left_by_a_killed_run.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

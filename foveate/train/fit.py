@@ -69,7 +69,7 @@ def fit(
     resume: go on from out/checkpoints/last.ckpt if there is one; the result is that of an uninterrupted run.
     device: "auto" | "cpu" | "cuda". devices, num_nodes: processes (DDP; started by torchrun or by Lightning itself, so the
     calling script needs an `if __name__ == "__main__"`). limit_steps: stop after so many steps of this call, resumably.
-    progress: a progress bar (default: where standard error is a terminal).
+    loggers: further loggers of Lightning. progress: a progress bar (default: where standard error is a terminal).
     Writes recipe.json, run.json, preprocessing.json, metrics.jsonl, logs/ and checkpoints/last.ckpt, and at the end what
     foveate.save writes (plan.json, backbone.json, model.safetensors).
     Raises FoveateError for bad data, a folder already in use, another recipe on resume, or a diverged training.
@@ -88,7 +88,9 @@ def fit(
         return out
     objective = Objective(teacher, recipe.kl_weight, recipe.distill_weight, recipe.label_smoothing)
     module = Training(model, objective, recipe, steps_per_epoch, len(sets.train.classes), resumed)
-    trainer = make_trainer(recipe, out, device, devices, num_nodes, loggers, progress, hasattr(model, "training_outputs"))
+    trainer = make_trainer(
+        recipe, out, start, device, devices, num_nodes, loggers, progress, hasattr(model, "training_outputs")
+    )
     record = describe_run(model, sets.train, recipe, command, init)
     if trainer.is_global_zero:
         open_folder(out, recipe, preprocessing, record)

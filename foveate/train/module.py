@@ -56,7 +56,7 @@ class Training(LightningModule):
         torch.manual_seed(step_seed(self.recipe.seed, step, self.global_rank))
         loss = self.objective(self.model, images, targets)
         for name, part in (("loss", loss.total.detach()), *loss.parts.items()):
-            part = part.double().cpu()
+            part = part.cpu().double()
             self.sums[name] = self.sums[name] + part if name in self.sums else part
         self.loss = float(loss.total.detach())
         return loss.total

@@ -22,9 +22,20 @@ from foveate.train.sampler import StepSampler
 
 
 def make_trainer(
-    recipe: Recipe, out: Path, device: str, devices: int, num_nodes: int, loggers: list | None, progress: bool | None, methods: bool
+    recipe: Recipe,
+    out: Path,
+    start: int,
+    device: str,
+    devices: int,
+    num_nodes: int,
+    loggers: list | None,
+    progress: bool | None,
+    methods: bool,
 ) -> Trainer:
-    """Return a Trainer that leaves data order, validation and checkpoints to this package."""
+    """Return a Trainer that leaves data order, validation and checkpoints to this package.
+
+    start: first step of this call. methods: the model has method parameters. The rest as in `fit`.
+    """
     if device not in ("auto", "cpu", "cuda", "gpu"):
         raise FoveateError(f"device {device!r}", "auto, cpu or cuda", "choose one of these")
     if device in ("cuda", "gpu") and not torch.cuda.is_available():
@@ -33,6 +44,8 @@ def make_trainer(
     # A batch may leave a method's parameters without gradient, for instance where a selector pruned nothing.
     strategy = DDPStrategy(find_unused_parameters=methods) if several else "auto"
     shown = sys.stderr.isatty() if progress is None else progress
+    # A folder for each resumption, because Lightning empties the folder it begins in.
+    csv_logger = CSVLogger(out, name="logs", version=f"from_step_{start}")
     with quiet_lightning():
         return Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
@@ -41,7 +54,7 @@ def make_trainer(
             strategy=strategy,
             precision=recipe.precision,
             max_epochs=1,
-            logger=[CSVLogger(out, name="logs", version=""), *(loggers or [])],
+            logger=[csv_logger, *(loggers or [])],
             callbacks=progress_callbacks(shown),
             enable_progress_bar=shown,
             enable_checkpointing=False,
@@ -77,16 +90,18 @@ def run_steps(
 @contextmanager
 def quiet_lightning():
     """Keep Lightning's notes on hardware, workers and its other products out of the way; its errors still come through."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for text in (".*many workers.*", ".*LeafSpec.*", ".*smaller than the logging interval.*", ".*GPU available but not used.*"):
+        for text in (".*many workers.*", ".*LeafSpec.*", ".*smaller than the logging interval.*", ".*GPU available but.*", ".*logs directory.*"):
             warnings.filterwarnings("ignore", text)
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
 
 
 def as_it_is(batch: tuple) -> tuple:

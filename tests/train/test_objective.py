@@ -58,7 +58,7 @@ def naive_gradient(function, at: np.ndarray) -> np.ndarray:
 def agrees(value: torch.Tensor, variable: torch.Tensor, naive) -> None:
     """Hold a value and its gradient with respect to `variable` against float64 loops."""
     at = variable.detach().double().numpy()
-    assert float(value) == pytest.approx(naive(at), rel=1e-5)
+    assert value.item() == pytest.approx(naive(at), rel=1e-5)
     (gradient,) = torch.autograd.grad(value, variable, retain_graph=True)
     assert np.allclose(gradient.double().numpy(), naive_gradient(naive, at), atol=1e-5)
 
@@ -103,7 +103,7 @@ class Adaptive(nn.Module):
     def training_outputs(self, images):
         terms = {"method_ratio": self.logits.square().sum(), "method_other": self.tokens.sum()}
         return SimpleNamespace(
-            logits=self.logits, tokens=self.tokens, live=torch.ones(IMAGES, TOKENS), terms=terms, metrics={"kept": torch.tensor(0.5)}
+            logits=self.logits * 1, tokens=self.tokens * 1, live=torch.ones(IMAGES, TOKENS), terms=terms, metrics={"kept": torch.tensor(0.5)}
         )
 
 
@@ -117,7 +117,7 @@ def test_the_sum_of_all_parts(smoothing):
     kl = naive_kl(logits, other_logits)
     distillation = naive_distillation(tokens, other_tokens, np.ones((IMAGES, TOKENS)))
     expected = cross_entropy + 0.5 * kl + 0.25 * distillation + (logits**2).sum() + tokens.sum()
-    assert float(loss.total) == pytest.approx(expected, rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     parts = {name: float(part) for name, part in loss.parts.items()}
     assert parts.pop("kept") == 0.5
     assert parts == pytest.approx(
