@@ -1,0 +1,77 @@
+"""The application: which command lives in which file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foveate import __version__
+from foveate.cli import judge, know, learn, show, timing
+from foveate.cli.options import Command, example, paragraphs
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"foveate {__version__}")
+        raise typer.Exit()
+
+
+_ABOUT = """Vision Transformers that look harder only where it pays, and what that costs.
+
+Start with `foveate demo`. Every command explains itself: `foveate COMMAND --help`. With --json a command prints one JSON
+object on standard output and nothing else there.
+"""
+
+
+@app.callback(help=paragraphs(_ABOUT))
+def foveate(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    """What stands before the command."""
+
+
+_PANELS = {
+    "Know": {
+        know.models: example("foveate models deit"),
+        know.methods: example("foveate methods spvit"),
+        know.count: example(
+            'foveate count deit_small_patch16_224 --plan "spvit(after=[3,6,9],keep=[0.637,0.406,0.259])"',
+            'foveate count deit_small_patch16_224 --plan "spvit(after=[3,6,9],keep=[0.7,0.5,0.3],select=argmax)" --tokens 139,101,62',
+        ),
+    },
+    "Learn": {
+        learn.train: example(
+            "foveate train foveate_nano_p4 --data fashion-mnist --recipe base-nano --epochs 12 --split train+validation --out runs/base-p4",
+            "foveate train deit_tiny_patch16_224 --pretrained --data-dir my-photos --set lr=1e-4 --out runs/photos",
+        ),
+        learn.adapt: example(
+            'foveate adapt foveate_nano --plan "spvit(after=[3,6,9],keep=[0.6,0.36,0.216])" --recipe spvit-nano --out runs/spvit'
+        ),
+    },
+    "Judge": {
+        judge.evaluate: example("foveate eval runs/spvit --trace"),
+        timing.bench: example(
+            "foveate bench runs/spvit --batch 1 16 --backend openvino",
+            "foveate bench deit_small_patch16_224 --plan spvit-deit-small",
+        ),
+        judge.predict: example("foveate predict runs/spvit shoe.png bag.jpg --top 3"),
+        show.inspect: example("foveate inspect tokens runs/spvit --count 12"),
+    },
+    "Show": {
+        show.demo: example("foveate demo --out runs/demo"),
+        show.report: example("foveate report runs/demo"),
+    },
+}
+
+for _panel, _commands in _PANELS.items():
+    for _function, _epilog in _commands.items():
+        _name = _function.__name__.replace("evaluate", "eval")
+        app.command(_name, cls=Command, help=paragraphs(_function.__doc__), epilog=_epilog, rich_help_panel=_panel)(_function)

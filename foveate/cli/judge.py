@@ -1,0 +1,164 @@
+"""eval and predict: how often a model is right, and what it sees in a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.cli.answer import answering, bar, note, table, waiting
+from foveate.cli.options import BatchSize, Data, DataDir, Device, Json, Limit, ModelOrRun, PlanText, Pretrained, Split, Strict, Weights
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.adaptive import AdaptiveModel
+    from foveate.trace import Trace
+
+
+def evaluate(
+    model_or_run: ModelOrRun,
+    plan: PlanText = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    split: Split = "test",
+    limit: Limit = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Write trace.json (tokens of each image after each stage) into the run, or into --out.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", show_default=False, help="Folder for trace.json. Default: the run.")] = None,
+    batch_size: BatchSize = 250,
+    device: Device = "auto",
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Evaluate accuracy, live tokens and MACs.
+
+    Accuracy comes with half its 95 % interval; tokens and MACs are means over the images, from the trace of what really ran.
+    """
+    from foveate.cli.targets import open_model, plan_of, target_of, untrained
+
+    with answering(json) as answer:
+        target = target_of(model_or_run)
+        chosen = plan_of(target, plan)
+        folder = _trace_folder(target, out) if trace else None
+        with waiting("loading the model"):
+            from foveate.cli.images import images_for
+
+            model = open_model(target, chosen, weights, pretrained)
+            images = images_for(target, model, data, data_dir, split, strict, limit)
+        if untrained(target, chosen):
+            note(f"the selectors of {', '.join(untrained(target, chosen))} are untrained: their choices are arbitrary; train them with `foveate adapt`")
+        result, seen = judged(model, images, batch_size, device)
+        if folder is not None:
+            from foveate.train.files import write_text
+
+            write_text(folder / "trace.json", seen.to_json())
+        answer.data = {
+            "model": model.card.name, "run": target.folder, "plan": str(chosen), "data": images.name, "split": split,
+            "images": result["n"], **{k: v for k, v in result.items() if k not in ("n", "correct")}, "trace": None if folder is None else folder / "trace.json",
+        }  # fmt: skip
+        saved = 100 * result["macs"] / result["macs_dense"]
+        answer.facts({
+            "model": model.card.name, "plan": chosen, "data": f"{images.name}, {split}, {result['n']:,} images",
+            "accuracy": f"{result['accuracy_percent']:.2f} % ± {result['uncertainty_percent']:.2f}",
+            "tokens": ", ".join(f"{mean:.1f} after block {block}" for mean, block in zip(seen.tokens_mean, seen.after)),
+            "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if chosen.methods else ""),
+            "skipped": f"{len(result['skipped'])} damaged files" if result["skipped"] else "", "trace": folder and folder / "trace.json",
+        })  # fmt: skip
+
+
+def predict(
+    model_or_run: ModelOrRun,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", show_default=False, help="PNG, JPEG or other image files of any size and colour mode.")],
+    plan: PlanText = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes shown for each image, the likeliest first.")] = 5,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Predict the class of image files.
+
+    Each is resized and normalised as the model was trained; transparency is ignored, and a photo is turned upright.
+    """
+    from foveate.cli.targets import open_model, plan_of, target_of
+
+    with answering(json) as answer:
+        target = target_of(model_or_run)
+        chosen = plan_of(target, plan)
+        with waiting("loading the model"):
+            from foveate.cli.images import class_names, preprocessing_for, read_picture
+
+            pictures = [read_picture(path) for path in images]
+            model = open_model(target, chosen, weights, pretrained)
+            names, transform = class_names(target, model), preprocessing_for(target, model).transform(None)
+        answers = _predictions(model, [transform(picture) for picture in pictures], device)
+        answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen), "predictions": []}
+        shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top)
+        for path, (chances, tokens) in zip(images, answers):
+            best = sorted(range(len(names)), key=lambda index: -chances[index])[:top]
+            ranked = [{"class": names[index], "index": index, "probability_percent": 100 * chances[index]} for index in best]
+            answer.data["predictions"].append({"image": path, "top": ranked, "tokens": tokens})
+            shown.add_row(str(path), *(f"{one['class']} {one['probability_percent']:.1f} %" for one in ranked))
+        answer.shown = [shown]
+
+
+def judged(model: AdaptiveModel, images, batch_size: int = 250, device: str = "auto") -> tuple[dict[str, Any], Trace]:
+    """What `train.evaluate` says of a model, with tokens_mean, keep_rates, macs, macs_dense and params, and the whole trace."""
+    from foveate.counting import count
+    from foveate.trace import Trace
+    from foveate.train.evaluate import evaluate
+
+    traces: list[Trace] = []
+
+    def traced(batch):
+        logits, trace = model.traced(batch)
+        traces.append(trace)
+        return logits
+
+    model.to(chosen_device(device)).eval()
+    with bar("evaluating") as progress:
+        result = evaluate(traced, images, batch_size, chosen_device(device), progress)
+    trace = Trace.concatenate(traces)
+    with waiting("counting"):
+        ledger = count(model, trace=trace)
+    figures = {"tokens_mean": trace.tokens_mean, "keep_rates": trace.keep_rates, "macs": ledger.macs}
+    return result | figures | {"macs_dense": count(model.card).macs, "params": ledger.params}, trace
+
+
+def chosen_device(device: str) -> str:
+    """`device` with auto resolved. Raises FoveateError for another word, and for cuda where there is none."""
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise FoveateError(f"--device {device}", "auto, cpu or cuda", "choose one of these")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise FoveateError("--device cuda on a machine without one", "auto or cpu here", "leave out --device")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _predictions(model: AdaptiveModel, inputs: list, device: str) -> list[tuple[list[float], list[int]]]:
+    """Probabilities of all classes and tokens after each stage, image by image."""
+    import torch
+
+    place = chosen_device(device)
+    model.to(place).eval()
+    answers = []
+    with bar("predicting") as progress, torch.inference_mode():
+        for start in range(0, len(inputs), 32):
+            logits, trace = model.traced(torch.stack(inputs[start : start + 32]).to(place))
+            tokens = zip(*trace.tokens) if trace.tokens else [()] * len(logits)
+            answers += zip(logits.float().softmax(-1).tolist(), map(list, tokens))
+            progress(len(answers), len(inputs))
+    return answers
+
+
+def _trace_folder(target, out: Path | None) -> Path:
+    from foveate.embedded import RUNS
+
+    if out is not None:
+        return out
+    if target.folder is None or RUNS in target.folder.parents:
+        raise FoveateError(f"--trace for {target.text}, which has no folder of its own", "--trace with a run, or with --out", "add --out FOLDER")
+    return target.folder

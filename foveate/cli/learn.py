@@ -1,0 +1,289 @@
+"""train and adapt: a dense base, and a plan fine-tuned with its dense model as teacher."""
+
+from __future__ import annotations
+
+import ast
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.cli.answer import Answer, answering, note, waiting
+from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.train.recipe import Recipe
+
+Out = Annotated[Path, typer.Option(metavar="RUN", show_default=False, help="Folder for the run: weights, checkpoints, metrics, settings.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped; the result is that of an uninterrupted run.")
+]
+RecipeName = Annotated[str, typer.Option(metavar="RECIPE", help="base-nano, spvit, spvit-nano, or a recipe.json.")]
+Epochs = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="Passes over the training images. Default: the recipe's.")]
+Batch = Annotated[
+    int | None, typer.Option("--batch-size", min=1, metavar="N", show_default=False, help="Images a step over all processes. Default: the recipe's.")
+]
+TrainSplit = Annotated[
+    str | None, typer.Option("--split", metavar="SPLIT", show_default=False, help="Images trained on: train, or train+validation. Default: the recipe's.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Any other setting of the recipe, such as lr=1e-3 or augmentation=full; may be repeated."),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="First weights, order of images and all noise follow from it.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, metavar="N", show_default=False, help="Stop after N steps; --resume goes on from there. Default: to the end.")
+]
+Devices = Annotated[int, typer.Option(min=1, metavar="N", help="Processes on this machine that share each batch (GPUs, or CPU processes).")]
+Nodes = Annotated[int, typer.Option(min=1, metavar="N", help="Machines that share each batch; start the command on each with torchrun.")]
+Workers = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images; worth it for folders, not for small sets.")]
+
+
+def train(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A backbone's name in timm (`foveate models`).")],
+    out: Out,
+    data: Data = None,
+    data_dir: DataDir = None,
+    recipe: RecipeName = "base-nano",
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    split: TrainSplit = None,
+    settings: Settings = None,
+    model_settings: Annotated[
+        list[str] | None,
+        typer.Option("--model-set", metavar="KEY=VALUE", show_default=False, help="An argument of timm.create_model, such as img_size=64; may be repeated."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", show_default=False, help="First weights from a run, or grow:RUN from a twin with larger patches or another image size."),
+    ] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    resume: Resume = False,
+    seed: Seed = 0,
+    steps: Steps = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    workers: Workers = 0,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Train a dense backbone.
+
+    Validates after each epoch and tests once at the end. Ctrl-C or a crash loses at most five minutes: --resume goes on.
+    """
+    from foveate.cli.targets import named_run
+
+    with answering(json) as answer:
+        chosen = _recipe(recipe, seed, epochs, batch_size, split, settings)
+        first = [word for word, given in (("--init", init), ("--weights", weights), ("--pretrained", pretrained)) if given]
+        if len(first) > 1:
+            raise FoveateError(" and ".join(first), "one source of first weights", f"keep {first[0]} alone")
+        _check_folder(out, resume)
+        with waiting("loading torch"):
+            from foveate.train.base import train_base
+        head, _, run = (init or str(weights or "")).rpartition("grow:")
+        start = f"{'grow:' if 'grow:' in (init or '') else ''}{named_run(run)}" if run else None
+        with _stoppable():
+            train_base(
+                model, out, data or ("imagefolder" if data_dir else "fashion-mnist-subset"), chosen, data_dir=data_dir, pretrained=pretrained,
+                init=start, settings=_settings(model_settings, "--model-set"), strict=strict, resume=resume, limit_steps=steps, device=device,
+                devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
+            )  # fmt: skip
+        _report(answer, out)
+
+
+def adapt(
+    ctx: typer.Context,
+    model_or_run: ModelOrRun,
+    plan: Annotated[
+        str,
+        typer.Option(
+            metavar="PLAN",
+            show_default=False,
+            help="A plan file, a run folder (its plan), a preset's name, or the inline form: spvit(after=\\[3,6,9], keep=\\[0.7,0.49,0.343]), quoted.",
+        ),
+    ],
+    out: Out,
+    data: Data = None,
+    data_dir: DataDir = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            show_default=False,
+            help="spvit (60 epochs, section 6.1 of the paper), spvit-nano (5 epochs), base-nano, or a recipe.json. "
+            "Default: the preset's; else spvit-nano for foveate_nano*, spvit for others.",
+        ),
+    ] = None,
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    split: TrainSplit = None,
+    settings: Settings = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    resume: Resume = False,
+    seed: Seed = 0,
+    steps: Steps = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    workers: Workers = 0,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Fine-tune a plan, with the dense model as teacher.
+
+    Validates after each epoch, tests once at the end, and leaves a run folder that every other command takes, with the trace of the test set.
+    """
+    from foveate.cli.targets import plan_of, target_of
+
+    with answering(json) as answer:
+        target = target_of(model_or_run)
+        own, chosen = plan_of(target, None), plan_of(target, plan)
+        if own.methods:
+            raise FoveateError(
+                f"{model_or_run}, which already runs by the plan {own}",
+                "a dense run, or a backbone with weights",
+                "adapt the dense model it came from, with all methods in one plan; eval, bench and predict take another --plan as it is",
+            )
+        setting = _recipe(recipe or _usual_recipe(model_or_run, plan), seed, epochs, batch_size, split, settings)
+        _check_folder(out, resume)
+        with waiting("loading torch and the model"):
+            from foveate.cli.targets import open_model
+            from foveate.plan import Plan
+
+            teacher = open_model(target, Plan(), weights, pretrained)
+            model = open_model(target, chosen, weights, pretrained, seed=setting.seed)
+        with _stoppable():
+            sets = _fine_tune(
+                target, model, teacher, out, setting, data, data_dir, strict, resume=resume, limit_steps=steps, device=device, devices=devices,
+                num_nodes=nodes, workers=workers, command=ctx.obj,
+            )  # fmt: skip
+            _test_once(out, model, sets.test, device)
+        _report(answer, out)
+
+
+def _fine_tune(target, model, teacher, out: Path, recipe: Recipe, data, data_dir, strict: bool, **options):
+    from foveate.cli.images import data_name, preprocessing_for
+    from foveate.train.fit import fit, load_sets
+
+    preprocessing = preprocessing_for(target, model)
+    sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
+    guided = bool(recipe.kl_weight or recipe.distill_weight)
+    # The test set is read once, below, together with the trace of what happened.
+    fit(model, out, replace(sets, test=None), recipe, teacher=teacher if guided else None, preprocessing=preprocessing, strict=strict, **options)
+    return sets
+
+
+def _test_once(out: Path, model, images, device: str) -> None:
+    """Test a complete run and write its trace, unless an earlier call did."""
+    from foveate.cli.judge import judged
+    from foveate.train.files import write_json, write_text
+    from foveate.train.folder import read_record
+
+    record = read_record(out)
+    if _rank() or record.get("steps") != record.get("of_steps") or "test" in record:
+        return
+    result, trace = judged(model, images, device=device)
+    write_text(out / "trace.json", trace.to_json())
+    write_json(out / "run.json", record | {"test": {k: v for k, v in result.items() if k != "correct"}})
+
+
+def _report(answer: Answer, out: Path) -> None:
+    """What the finished (or paused) run says of itself."""
+    from foveate.plan import Plan
+    from foveate.train.folder import read_record
+
+    record = read_record(out)
+    if _rank():
+        return
+    test = record.get("test") or {}
+    paused = record.get("steps") != record.get("of_steps")
+    plan = Plan.parse(str(out)) if (out / "plan.json").is_file() else Plan()
+    answer.data = {
+        "run": str(out), "model": record.get("model"), "plan": str(plan), "data": record.get("data"), "steps": record.get("steps"),
+        "of_steps": record.get("of_steps"), "seconds": record.get("seconds"), **({"images": test["n"]} if test else {}),
+        **{k: v for k, v in test.items() if k != "n"},
+    }  # fmt: skip
+    accuracy = f"{test['accuracy_percent']:.2f} % ± {test['uncertainty_percent']:.2f} on {test['n']:,} test images" if test else ""
+    answer.facts({
+        "run": out, "plan": plan if plan.methods else "", "trained": f"{record.get('steps')} of {record.get('of_steps')} steps",
+        "took": f"{record.get('seconds', 0):.0f} s", "accuracy": accuracy, "tokens": ", ".join(f"{t:.1f}" for t in test.get("tokens_mean", [])),
+    })  # fmt: skip
+    if paused:
+        note("the same command with --resume and without --steps trains to the end")
+    if "not_loadable" in record:
+        note(f"only the weights were saved: {record['not_loadable']}")
+
+
+def _recipe(name: str, seed: int, epochs: int | None, batch_size: int | None, split: str | None, settings: list[str] | None) -> Recipe:
+    from foveate.train.recipe import Recipe, recipe_named
+
+    path = Path(name)
+    base = Recipe.from_json(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else recipe_named(name)
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "split": split}
+    return base.but(**{"seed": seed} | {k: v for k, v in given.items() if v is not None} | _settings(settings, "--set"))
+
+
+def _usual_recipe(model_or_run: str, plan: str) -> str:
+    from foveate.cli.targets import target_of
+    from foveate.presets import presets
+
+    if plan in presets():
+        return presets()[plan].recipe
+    name = target_of(model_or_run).record().get("model") or model_or_run
+    return "spvit-nano" if name.startswith("foveate_nano") else "spvit"
+
+
+def _settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise FoveateError(f"{option} {pair}", "KEY=VALUE", f"write for instance {option} {'lr=1e-3' if option == '--set' else 'img_size=64'}")
+        settings[key.strip()] = _value(value.strip())
+    return settings
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    """Before anything is loaded: never train over another run."""
+    if out.is_file():
+        raise FoveateError(f"--out {out}, which is a file", "a new folder", "choose another --out")
+    held = [name for name in ("checkpoints/last.ckpt", "plan.json", "model.safetensors") if (out / name).exists()]
+    if held and not (resume and held[0].startswith("checkpoints")):
+        raise FoveateError(
+            f"--out {out}, which already holds a run ({held[0]})",
+            "a new folder, or an interrupted run with --resume",
+            "add --resume or choose another --out" if held[0].startswith("checkpoints") else "choose another --out",
+        )
+
+
+class _stoppable:
+    """Lightning ends the process on Ctrl-C; here it stays an interruption, with its own message and exit code."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, where):
+        if kind is SystemExit:
+            raise KeyboardInterrupt from error
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))

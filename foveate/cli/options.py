@@ -1,0 +1,90 @@
+"""Options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+ModelOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL_OR_RUN",
+        show_default=False,
+        help="A run folder, the name of an embedded run, or a backbone's name in timm (`foveate models` lists them).",
+    ),
+]
+PlanText = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        metavar="PLAN",
+        show_default=False,
+        help="A plan file, a run folder (its plan), a preset's name, or the inline form: spvit(after=\\[3,6,9], keep=\\[0.7,0.49,0.343]), "
+        "quoted; several methods joined by +; dense for none. Default: the run's own plan, dense for a backbone.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        show_default=False,
+        help="fashion-mnist-subset (embedded), fashion-mnist, digits, imagefolder, or a name of timm (torch/..., hfds/..., wds/...). "
+        "Default: imagefolder with --data-dir, else what the run was trained on, else fashion-mnist-subset for foveate_nano*.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", show_default=False, help="Folder of the data; for your own images: with train/CLASS/*.png and val/CLASS/*.png inside."
+    ),
+]
+Split = Annotated[str, typer.Option(metavar="SPLIT", help="Images used: train, validation, train+validation or test.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse data with damaged images instead of leaving those out.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", show_default=False, help="Weights of the backbone: a .safetensors file or a run folder. Default: the embedded ones."),
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Take the weights that timm names for this backbone (downloaded once).")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto (a GPU where there is one), cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images a step.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", show_default=False, help="Only the first N images, for a quick look. Default: all.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
+
+
+class Command(TyperCommand):
+    """A command whose repeatable options take several numbers in one go: `--batch 1 16` is `--batch 1 --batch 16`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        return super().parse_args(ctx, list(_repeated(args, repeatable)))
+
+
+def _repeated(args: list[str], repeatable: set[str]) -> Iterator[str]:
+    option, values = "", 0
+    for arg in args:
+        if arg.startswith("-"):
+            option, values = arg if arg in repeatable else "", 0
+        elif option:
+            values += 1
+            if values > 1 and arg.isdigit():
+                yield option
+            elif values > 1:
+                option = ""
+        yield arg
+
+
+def example(*lines: str) -> str:
+    """The foot of a command's help; its brackets are no markup."""
+    label = "Example" if len(lines) == 1 else "Examples"
+    return "\n\n".join([f"{label}: " + lines[0].replace("[", "\\["), *(line.replace("[", "\\[") for line in lines[1:])])
+
+
+def paragraphs(text: str) -> str:
+    """A docstring with one line a paragraph, to be folded at the width of the terminal."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))

@@ -1,0 +1,186 @@
+"""bench: milliseconds an image, interleaved with the dense model in the same backend and precision."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.cli.answer import answering, bar, note, waiting
+from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, PlanText, Pretrained, Weights
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.adaptive import AdaptiveModel
+    from foveate.measure.clock import Timing
+    from foveate.report import Row
+    from foveate.runtime import Engine
+
+TIMED_IMAGES = 64
+ROW = ("batch", "backend", "precision", "latency_ms", "images_per_s", "speedup", "baseline", "verdict")
+
+
+def bench(
+    ctx: typer.Context,
+    model_or_run: ModelOrRun,
+    plan: PlanText = None,
+    backend: Annotated[
+        str, typer.Option(metavar="BACKEND", help="auto (the fastest of torch and openvino here), torch, torch-compile or openvino.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(metavar="PRECISION", help="Of the matrix products: fp32, bf16, or auto (the fastest that agrees).")] = "fp32",
+    batch: Annotated[list[int], typer.Option(min=1, metavar="N...", help="Images a call; several as in --batch 1 16.")] = [1, 16],  # noqa: B006
+    repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every model once, in turn.")] = 30,
+    warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 4,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="CPU threads. Default: torch's choice, usually all cores.")] = None,
+    device: Device = "cpu",
+    data: Data = None,
+    data_dir: DataDir = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", show_default=False, help="Also write results.json and report.html there, for instance into the run.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure milliseconds per image against the dense model.
+
+    Plan and dense model run in the same backend and precision, round by round, on images of the data (synthetic ones for a backbone without
+    data). Speed-up is the median of the rounds' ratios; "helps" needs even their lower quartile above 1. Before it is timed, each engine's
+    logits are held against torch in float32. In the JSON object "results" has one entry a batch size; the first stands at the top level too.
+    """
+    from foveate.cli.targets import open_model, plan_of, target_of
+
+    with answering(json) as answer:
+        started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
+        target = target_of(model_or_run)
+        chosen = plan_of(target, plan)
+        with waiting("loading the model"):
+            import torch
+
+            from foveate.cli.judge import chosen_device
+
+            if threads:
+                torch.set_num_threads(threads)
+            model = open_model(target, chosen, weights, pretrained, random_weights=True).to(chosen_device(device))
+            images = _images(target, model, data, data_dir, max(TIMED_IMAGES, *batch))
+        rows = [_row(model, images, one, backend, precision, repetitions, warmup, threads) for one in dict.fromkeys(batch)]
+        answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen)} | rows[0] | {"results": rows}
+        drawn = _drawn(model, images, rows, target)
+        from foveate.report import terminal_table
+
+        answer.shown = [terminal_table(part) for part in drawn]
+        if out is not None:
+            answer.shown.append(f"report: {_write(out, answer.data, drawn, ctx.obj, started, time.perf_counter() - clock)}")
+
+
+def _row(model: AdaptiveModel, images, batch: int, backend: str, precision: str, rounds: int, warmup: int, threads: int | None) -> dict[str, Any]:
+    """Timings of one batch size: the plan's, and of the dense model in the same rounds."""
+    import torch
+
+    from foveate.adaptive import replan
+    from foveate.measure.clock import interleave
+    from foveate.plan import Plan
+    from foveate.runtime import load_engine
+
+    with waiting(f"preparing batch {batch}"):
+        engine = load_engine(model, backend, precision, images[:batch], threads=threads)
+        runners = {str(model.plan): _turning(engine, images, batch)}
+        if model.plan.methods:
+            dense = load_engine(replan(model, Plan()), engine.backend, engine.precision, images[:batch], threads=threads)
+            runners = {"dense": _turning(dense, images, batch)} | runners
+    wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else None
+    with bar(f"timing {engine.name}, batch {batch}") as progress:
+        timings = interleave(runners, rounds, warmup, progress, images=batch, baseline=next(iter(runners)), synchronize=wait)
+    return _figures(timings[str(model.plan)], timings[next(iter(runners))], engine)
+
+
+def _figures(timing: Timing, baseline: Timing, engine: Engine) -> dict[str, Any]:
+    latency, speedup, judged = timing.latency_ms, timing.speedup, timing is not baseline
+    return {
+        "batch": timing.batch, "backend": engine.backend, "precision": engine.precision, "latency_ms": latency.median,
+        "latency_ms_low": latency.low, "latency_ms_high": latency.high, "images_per_s": timing.images_per_s, "baseline": baseline.name,
+        "baseline_latency_ms": baseline.latency_ms.median, "baseline_latency_ms_low": baseline.latency_ms.low,
+        "baseline_latency_ms_high": baseline.latency_ms.high, "speedup": speedup.median, "speedup_low": speedup.low, "speedup_high": speedup.high,
+        "verdict": timing.verdict if judged else "baseline", "repetitions": len(timing.samples_ms), "agreement": str(engine.agreement),
+        "passed_over": engine.passed_over,
+    }  # fmt: skip
+
+
+def _turning(engine: Engine, images, batch: int):
+    """A call that takes the next images each time: where each image keeps another number of tokens, one image is no sample."""
+    state = {"at": 0}
+
+    def run() -> None:
+        at = state["at"]
+        state["at"] = at + batch if at + 2 * batch <= len(images) else 0
+        engine(images[at : at + batch])
+
+    return run
+
+
+def _images(target, model: AdaptiveModel, data: str | None, data_dir: Path | None, count: int):
+    """Normalised images on the CPU: of the data where there are any, synthetic ones otherwise."""
+    import torch
+
+    from foveate.cli.images import images_for
+    from foveate.runtime.loading import synthetic_images
+
+    if data or data_dir or target.embedded or target.record().get("data"):
+        try:
+            found = images_for(target, model, data, data_dir, "test", limit=count)
+            images = found.batch(range(len(found))).images
+            return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+        except FoveateError as error:
+            if data or data_dir:
+                raise
+            note(f"timed on synthetic images: {error.given}")
+    with torch.random.fork_rng(devices=[]):
+        return synthetic_images(model.card, count)
+
+
+def _drawn(model: AdaptiveModel, images, rows: list[dict[str, Any]], target) -> list[list[Row]]:
+    """Rows of the table, one list for each backend and precision that was used."""
+    import torch
+
+    from foveate.counting import count
+    from foveate.report import Row
+
+    with torch.inference_mode():
+        trace = model.traced(images[:TIMED_IMAGES].to(next(model.parameters()).device))[1]
+    ledger, dense, test = count(model, trace=trace), count(model.card), target.record().get("test") or {}
+    parts = []
+    for backend, precision in dict.fromkeys((row["backend"], row["precision"]) for row in rows):
+        here = {row["batch"]: row for row in rows if (row["backend"], row["precision"]) == (backend, precision)}
+        triples = lambda name: {batch: tuple(row[name + end] for end in ("", "_low", "_high")) for batch, row in here.items()}
+        common = {"backend": backend, "precision": precision}
+        part = [Row("dense", dense.macs, dense.params, latency_ms=triples("baseline_latency_ms"), **common)]
+        if model.plan.methods:
+            own = model.plan == _own_plan(target)
+            part.append(Row(
+                str(model.plan), ledger.macs, ledger.params, test.get("accuracy_percent") if own else None,
+                test["uncertainty_percent"] / 1.96 if own and test else None, trace.tokens_mean, triples("latency_ms"), triples("speedup"),
+                verdict={batch: row["verdict"] for batch, row in here.items()}, **common))  # fmt: skip
+        parts.append(part)
+    return parts
+
+
+def _own_plan(target):
+    from foveate.cli.targets import plan_of
+
+    return plan_of(target, None)
+
+
+def _write(out: Path, data: dict[str, Any], drawn: list[list[Row]], command: str, started: str, seconds: float) -> Path:
+    from foveate.measure import machine
+    from foveate.report import Made, Results, save_results, write_report
+
+    found = machine()
+    made = Made(command, round(seconds, 1), started, versions=found["versions"])
+    best = max(data["results"], key=lambda row: row["speedup"])
+    sentence = f"{best['speedup']:.2f} times as fast as the dense model at batch {best['batch']} in {best['backend']} {best['precision']}."
+    rows = tuple(row for part in drawn for row in part)
+    results = Results(f"{data['model']}: {data['plan']}", sentence if len(rows) > 1 else "", rows, found, made)
+    save_results(out, results)
+    return write_report(out / "report.html", results)
