@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
-import torch
-from timm.layers import Attention, AttentionPoolLatent, PatchDropout
+from timm.layers import Attention, PatchDropout
 from timm.models import vision_transformer as timm_vit
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import (Anatomy, check_children, pooling_weights, prefix_rows, refuse, residual_block,
-                                       weighted_mean)
-from foveate.nn.attention import attend, masked_attention
+from foveate.backbones.anatomy import Anatomy, check_children, refuse, residual_block
+from foveate.backbones.pooling import check_pooling, patch_features, pooled_head
+from foveate.nn.attention import attend
 from foveate.nn.tokens import Tokens, dense
 
 BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
@@ -39,6 +39,8 @@ class ViT(Anatomy):
 
     family = "vit"
     attend = staticmethod(attend)
+    plain_block: ClassVar[type[nn.Module]] = timm_vit.Block
+    children: ClassVar[set[str]] = MODEL
 
     @classmethod
     def knows(cls, model: nn.Module) -> bool:
@@ -50,12 +52,12 @@ class ViT(Anatomy):
 
     def check(self) -> None:
         name, model = self.card.name, self.model
-        check_children(model, MODEL, {"patch_embed", "blocks", "norm", "head"}, name, "model")
+        check_children(model, self.children, {"patch_embed", "blocks", "norm", "head"}, name, "model")
         for i, block in enumerate(self.blocks):
             path = f"blocks.{i}"
             if type(block) in DENSE_ONLY or type(block) is timm_vit.ResPostBlock:
                 continue
-            if type(block) is not timm_vit.Block:
+            if type(block) is not self.plain_block:
                 refuse(name, f"{path} is a {type(block).__module__}.{type(block).__name__}", "blocks of timm.models.vision_transformer")
             check_children(block, BLOCK, BLOCK, name, path)
             if type(block.attn) is Attention:
@@ -64,7 +66,7 @@ class ViT(Anatomy):
     def check_prunable(self) -> None:
         name, model = self.card.name, self.model
         for i, block in enumerate(self.blocks):
-            if type(block) is not timm_vit.Block:
+            if type(block) is not self.plain_block:
                 refuse(name, f"blocks.{i} is a {type(block).__name__}", "the empty plan there; methods need timm's plain Block",
                        "use fv.Plan([]), or a backbone with plain blocks")
             if type(block.attn) is not Attention:
@@ -73,12 +75,7 @@ class ViT(Anatomy):
         if isinstance(model.patch_drop, PatchDropout):
             refuse(name, "patch_drop_rate > 0", "models without patch dropout where a plan prunes tokens",
                    "create the model with patch_drop_rate=0: the plan already drops patches")
-        pool = model.attn_pool
-        if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
-            refuse(name, f"attn_pool is a {type(pool).__name__}" + (" with positions" if type(pool) is AttentionPoolLatent else ""),
-                   "token, average or latent map pooling", "recreate the model with global_pool='avg' or 'token'")
-        if pool is None and model.global_pool not in ("token", "avg"):
-            refuse(name, f"global_pool={model.global_pool!r}", "token, avg or map pooling", "recreate the model with global_pool='avg' or 'token'")
+        check_pooling(model, name)
 
     def stem(self, images: Tensor) -> Tokens:
         model = self.model
@@ -95,30 +92,7 @@ class ViT(Anatomy):
         return residual_block(block, tokens, partial(attention_rows, block.attn, tokens=tokens, mix=mix))
 
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        x = self.model.norm(tokens.x)[:, tokens.patches]
-        live = tokens.live[:, tokens.patches] if tokens.masked else torch.ones(x.shape[:2], device=x.device)
-        return x, live
+        return patch_features(self.model.norm, tokens)
 
     def head(self, tokens: Tokens) -> Tensor:
-        model = self.model
-        if not tokens.pruned:
-            return model.forward_head(model.norm(tokens.x))
-        if model.global_pool == "token":
-            return model.forward_head(model.norm(prefix_rows(tokens)))
-        tokens = tokens.with_x(model.norm(tokens.x))
-        x, weights = pooling_weights(tokens, model.pool_include_prefix)
-        x = weighted_mean(x, weights) if model.attn_pool is None else latent_pool(model.attn_pool, x, weights)
-        return model.head(model.head_drop(model.fc_norm(x)))
-
-
-def latent_pool(pool: AttentionPoolLatent, x: Tensor, weights: Tensor) -> Tensor:
-    """timm's AttentionPoolLatent over its own children, each token counting with its weight: x [B, n, D], weights [B, n]."""
-    heads = (pool.num_heads, pool.head_dim)
-    q = pool.q(pool.latent.expand(len(x), -1, -1)).unflatten(-1, heads).transpose(1, 2)
-    k, v = (t.transpose(1, 2) for t in pool.kv(x).unflatten(-1, (2, *heads)).unbind(2))
-    keys = weights[:, None, None, :].expand(-1, 1, pool.latent_len, -1)
-    x = masked_attention(pool.q_norm(q), pool.k_norm(k), v, keys, pool.scale).transpose(1, 2).flatten(2)
-    x = pool.proj_drop(pool.proj(x))
-    if pool.mlp is not None:
-        x = x + pool.mlp(pool.norm(x))
-    return x[:, 0] if pool.pool == "token" else x.mean(1) if pool.pool == "avg" else x
+        return pooled_head(self.model, tokens, self.model.pool_include_prefix)

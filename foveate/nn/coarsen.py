@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,12 @@ class Coarsening:
     kernel: int
     stride: int
     pad: tuple[int, int, int, int]
+
+
+def stage_behind(block: int, depths: Sequence[int]) -> int | None:
+    """The stage (from 0) that begins behind block `block` (from 1), or None; depths: blocks of each stage."""
+    ends = list(accumulate(depths))[:-1]
+    return ends.index(block) + 1 if block in ends else None
 
 
 def any_alive(live: Tensor, step: Coarsening) -> Tensor:
