@@ -9,7 +9,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import Anatomy
+from foveate.backbones.anatomy import Anatomy, check_image_size
 from foveate.backbones.families import anatomy_of
 from foveate.errors import FoveateError
 from foveate.methods import layers
@@ -161,6 +161,7 @@ def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveMode
         raise FoveateError(f"plan={plan!r}", "a Plan", "write fv.Plan([...]), or fv.Plan.parse(text) for a file, a preset or the inline form")
     _check_weights(model)
     anatomy = anatomy_of(copy.deepcopy(model), name)
+    check_image_size(anatomy.model, anatomy.card)
     if plan.methods:
         anatomy.check_prunable()
         plan.validate(anatomy.card)

@@ -12,7 +12,7 @@ from typing import Callable, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.backbones.card import Card
+from foveate.card import Card
 from foveate.errors import FoveateError
 from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import PACKAGE, Tokens
@@ -34,6 +34,20 @@ def check_children(module: nn.Module, known: set[str], required: set[str], name:
                f"remove {path}.{extra[0]}, or fold it into a child that is known, so that no result is silently wrong")
     if missing := sorted(required - children):
         refuse(name, f"{path} ({type(module).__name__}) lacks the child {missing[0]!r}", f"blocks with {', '.join(sorted(required))}")
+
+
+def check_image_size(model: nn.Module, card: Card) -> None:
+    """Raises FoveateError where the image is not a whole number of patches: timm would silently ignore its last rows."""
+    embed = model.patch_embed
+    patch = getattr(embed, "patch_size", None)
+    stride = getattr(getattr(embed, "conv", None), "stride", patch)  # PiT's patches overlap
+    if patch is None or getattr(embed, "dynamic_img_pad", False):
+        return
+    for size, width, step in zip(card.image_size, patch, stride):
+        if (size - width) % step:
+            refuse(card.name, f"images of {card.image_size[0]}x{card.image_size[1]} pixels for patches of {width} pixels every {step}",
+                   f"sizes such as {size - (size - width) % step} or {size - (size - width) % step + step}",
+                   "create the model with an img_size that its patch divides")
 
 
 class Anatomy(ABC):
