@@ -67,8 +67,9 @@ def fit(
     data: a name for load_data, or sets already loaded. preprocessing: default: the model's own.
     init: starting weights, "RUN" or "grow:RUN" (a twin with other patches); default: the model's own.
     resume: go on from out/checkpoints/last.ckpt if there is one; the result is that of an uninterrupted run.
-    device: "auto" | "cpu" | "cuda". devices, num_nodes: processes (DDP; started by torchrun or by Lightning itself, so the
-    calling script needs an `if __name__ == "__main__"`). limit_steps: stop after so many steps of this call, resumably.
+    device: "auto" | "cpu" | "cuda". devices: processes a machine, num_nodes: machines (DDP). Started by Lightning itself on
+    one machine (the calling script needs an `if __name__ == "__main__"`), on several by
+    `torchrun --nnodes num_nodes --nproc-per-node devices ...` on each. limit_steps: stop after so many steps of this call, resumably.
     loggers: further loggers of Lightning. progress: a progress bar (default: where standard error is a terminal).
     Writes recipe.json, run.json, preprocessing.json, metrics.jsonl, logs/ and checkpoints/last.ckpt, and at the end what
     foveate.save writes (plan.json, backbone.json, model.safetensors).

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -83,19 +84,23 @@ def load_folder(
 
 
 def damaged_files(paths: Iterable[Path]) -> list[str]:
-    """Return the files that cannot be decoded to their end."""
+    """Return the files that cannot be decoded to their end; unchanged files are decoded only once a process."""
+    stats = [(path, path.stat()) for path in paths]
+    return list(_damaged_files(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)))
 
-    def damaged(path: Path) -> bool:
+
+@lru_cache(maxsize=8)
+def _damaged_files(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, ...]:
+    def damaged(file: tuple[Path, int, int]) -> bool:
         try:
-            with Image.open(path) as image:
+            with Image.open(file[0]) as image:
                 image.load()
             return False
         except (OSError, ValueError, SyntaxError):
             return True
 
-    paths = list(paths)
     with ThreadPoolExecutor() as pool:
-        return [str(path) for path, bad in zip(paths, pool.map(damaged, paths), strict=True) if bad]
+        return tuple(str(file[0]) for file, bad in zip(files, pool.map(damaged, files), strict=True) if bad)
 
 
 def load_timm(

@@ -45,7 +45,7 @@ def make_trainer(
     strategy = DDPStrategy(find_unused_parameters=methods) if several else "auto"
     shown = sys.stderr.isatty() if progress is None else progress
     # A folder for each resumption, because Lightning empties the folder it begins in.
-    csv_logger = CSVLogger(out, name="logs", version=f"from_step_{start}")
+    csv_logger = CSVLogger(out, name="logs", version=f"from_step_{start}", flush_logs_every_n_steps=1)
     with quiet_lightning():
         return Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),

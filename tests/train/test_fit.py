@@ -43,7 +43,7 @@ def scenarios(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     folder = tmp_path_factory.mktemp("scenarios")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(Path(__file__).with_name("scenarios.py")), str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200, check=False)
     assert ran.returncode == 0, ran.stderr
     return folder, {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in ran.stdout.splitlines()}
 
