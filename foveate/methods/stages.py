@@ -39,7 +39,7 @@ def prune_stage(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     """Scores the live patches, decides by `rule` or as `run.replay` says, prunes, and records the stage in `run`."""
     if run.masked and not tokens.masked:
         tokens = with_all_live(tokens)
-    stage = _masked if tokens.masked else _rows if tokens.ragged or tokens.packages is None else _uniform
+    stage = _masked if tokens.masked else _rows if tokens.ragged else _single if tokens.packages is None else _uniform
     tokens = stage(tokens, run, rule, score)
     run.stages.append(Stage(rule.after, rule.keep, tokens))
     return tokens
@@ -74,6 +74,16 @@ def _uniform(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     return prune_rows(tokens, widen(keep), widen(_weight(chance, rule)), rule.package)
 
 
+def _single(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
+    """One image while a graph is being traced: only its places say where the patches end."""
+    assert run.replay is None
+    place = tokens.place[0]
+    rows = (place >= 0).nonzero()[:, 0]
+    chance = score(tokens.x[0, rows], lambda f: f.mean(-2, keepdim=True))
+    keep = _decide(chance[None], torch.ones_like(chance[None, :, 0]), tokens, rule)[0] > 0
+    return _prune_some(tokens, rows, keep, chance, rule)
+
+
 def _rows(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     place = tokens.places().flatten()
     rows = (place >= 0).nonzero()[:, 0]
@@ -91,8 +101,14 @@ def _rows(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
         padded = chance.new_zeros(*live.shape, 2)
         padded[image, column] = chance
         keep = _decide(padded, live, tokens, rule)[image, column] > 0
-    all_keep = torch.zeros(len(place), dtype=torch.bool, device=rows.device).index_put((rows,), keep)
-    all_weight = chance.new_zeros(len(place)).index_put((rows,), _weight(chance, rule))
+    return _prune_some(tokens, rows, keep, chance, rule)
+
+
+def _prune_some(tokens: Tokens, rows: Tensor, keep: Tensor, chance: Tensor, rule: Rule) -> Tokens:
+    """Prunes where the decisions keep [R] and probabilities chance [R, 2] are those of the patch rows `rows` [R] only."""
+    place = tokens.places().flatten()
+    all_keep = torch.zeros_like(place, dtype=torch.bool).index_put((rows,), keep)
+    all_weight = chance.new_zeros(place.shape).index_put((rows,), _weight(chance, rule))
     return prune_rows(tokens, all_keep, all_weight, rule.package)
 
 

@@ -26,7 +26,7 @@ def at_least_one(keep: Tensor, live: Tensor, score: Tensor) -> Tensor:
 
     keep, live, score: [B, m]; gradients flow through `keep` untouched.
     """
-    best = F.one_hot(score.detach().masked_fill(live <= 0, -torch.inf).argmax(1), keep.shape[1]).to(keep.dtype)
+    best = torch.zeros_like(keep).scatter(1, score.detach().masked_fill(live <= 0, -torch.inf).argmax(1, keepdim=True), 1.0)
     empty = ((keep * live).sum(1, keepdim=True) == 0).to(keep.dtype)
     return keep + empty * best * (1 - keep).detach()
 

@@ -83,7 +83,7 @@ class Tokens:
         if self.ragged:
             return torch.repeat_interleave(torch.arange(self.images, device=device), torch.tensor(self.lengths, device=device),
                                            output_size=self.x.shape[0])
-        return torch.arange(self.images, device=device).repeat_interleave(self.x.shape[1], output_size=self.x.shape[:2].numel())
+        return torch.arange(self.images, device=device)[:, None].expand(self.x.shape[:2]).flatten()
 
     def places(self) -> Tensor:
         """`place` with one entry for every token: [B, n] or, ragged, [T]."""
