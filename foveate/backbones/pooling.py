@@ -41,7 +41,7 @@ def patch_features(norm: nn.Module, tokens: Tokens) -> tuple[Tensor, Tensor]:
 def latent_pool(pool: AttentionPoolLatent, x: Tensor, weights: Tensor) -> Tensor:
     """timm's AttentionPoolLatent over its own children, each token counting with its weight: x [B, n, D], weights [B, n]."""
     heads = (pool.num_heads, pool.head_dim)
-    q = pool.q(pool.latent.expand(len(x), -1, -1)).unflatten(-1, heads).transpose(1, 2)
+    q = pool.q(pool.latent.expand(x.shape[0], -1, -1)).unflatten(-1, heads).transpose(1, 2)
     k, v = (t.transpose(1, 2) for t in pool.kv(x).unflatten(-1, (2, *heads)).unbind(2))
     keys = weights[:, None, None, :].expand(-1, 1, pool.latent_len, -1)
     x = masked_attention(pool.q_norm(q), pool.k_norm(k), v, keys, pool.scale).transpose(1, 2).flatten(2)
