@@ -10,11 +10,11 @@ from foveate.methods.base import Method, check_blocks, check_bool, check_ratios,
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Keeps randomly chosen patch tokens, new ones at every call (Table 6 of SPViT).
+    """Keeps randomly chosen patch tokens (Table 6 of SPViT): in training new ones for every image and step.
 
     after, keep, package, package_weight: as in SPViT. The counts are exact for every image; replaying a
     Trace (`model.traced(x, decisions=trace.shuffled(seed))`) gives each image another method's counts instead.
-    seed: together with the number of images seen so far it determines every choice in evaluation.
+    seed: determines the places kept in evaluation, the same for every image.
     """
 
     name: ClassVar[str] = "random"

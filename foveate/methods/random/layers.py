@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import torch
@@ -35,12 +36,17 @@ class RandomHooks(Hooks):
                 dice = torch.rand(x.shape[:-1], device=x.device)
             else:
                 places = tokens.places()
-                places = places[places >= 0].view(x.shape[:-1])
+                places = places[places >= 0] if x.dim() == 2 else places[:, tokens.patches]
                 slots = tokens.grid[0] * tokens.grid[1]
-                dice = torch.rand(slots, generator=torch.Generator().manual_seed(self.config.seed)).to(x.device)[places]
+                dice = torch.tensor(self._dice(slots), device=x.device)[places]
             return torch.stack([dice, 1 - dice], -1)
 
         return prune_stage(tokens, run, Rule(block, keep, "topk", self.config.package, weighted=False, gumbel=False), luck)
+
+    def _dice(self, slots: int) -> list[float]:
+        # Python's dice are numbers to an exported graph; torch's would be an operation of it, thrown anew at every call.
+        dice = random.Random(self.config.seed)
+        return [dice.random() for _ in range(slots)]
 
 
 def build(config: Random, card) -> RandomHooks:
