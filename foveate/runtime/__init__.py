@@ -1,0 +1,7 @@
+"""Packed engines: the same plan and weights, run by the fastest thing installed here, held against eager float32 at load."""
+
+from foveate.runtime.agreement import Agreement
+from foveate.runtime.engine import Engine
+from foveate.runtime.loading import installed_backends, load, load_engine
+
+__all__ = ["Agreement", "Engine", "installed_backends", "load", "load_engine"]

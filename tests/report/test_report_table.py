@@ -25,7 +25,7 @@ def test_head_names_units_and_batches(row, rows):
 
 
 def test_cells_hold_figure_and_uncertainty(rows):
-    dense, topk, argmax = cells_of(rows)
+    dense, topk, _ = cells_of(rows)
     assert [cell.main for cell in topk] == ["spvit <top-k>", "79.30", "126 · 80.2", "2.3", "12.50", "7.50", "1.60", "1.60", "helps"]
     assert (topk[0].detail, topk[1].detail, topk[3].detail) == ("openvino bf16", "± 0.55", "÷ 2.00")
     assert (topk[6].detail, topk[8].tone) == ("1.50 to 1.70", "good")

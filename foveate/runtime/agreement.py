@@ -1,0 +1,69 @@
+"""How well an engine agrees with the model it was made from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
+# A decision on its threshold may fall the other way by a rounding (semantics.md 2), and bf16 moves many a threshold: top-k
+# plans with untrained selectors differed by up to 0.19 in the median image and 0.36 in the worst one (OpenVINO, AVX512-BF16).
+DECIDING_TOLERANCE = {"fp32": 2e-3, "bf16": 0.3}
+DECIDING_WORST = {"fp32": 0.5, "bf16": 1.0}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Distance between an engine's logits and those of eager float32, on the same images.
+
+    images: how many were compared. scale: largest absolute logit, which the two distances are shares of.
+    worst, typical: largest difference of a logit, over all images and of the median image.
+    same_top1: share of images with the same answer.
+    """
+
+    images: int
+    scale: float
+    worst: float
+    typical: float
+    same_top1: float
+
+    def __str__(self) -> str:
+        return (
+            f"logits differ by {self.worst:.1e} of the largest ({self.typical:.1e} in the median image), "
+            f"same answer for {self.same_top1:.0%} of {self.images} images"
+        )
+
+
+def agreement(logits: Tensor, expected: Tensor) -> Agreement:
+    """Compare logits [B, classes] with those expected of the same images."""
+    logits, expected = logits.float().cpu(), expected.float().cpu()
+    scale = float(expected.abs().max())
+    differences = torch.nan_to_num((logits - expected).abs().amax(1), nan=torch.inf) / (scale or 1.0)
+    return Agreement(
+        images=len(expected),
+        scale=scale,
+        worst=float(differences.max()),
+        typical=float(differences.median()),
+        same_top1=float((logits.argmax(1) == expected.argmax(1)).float().mean()),
+    )
+
+
+def require(found: Agreement, engine: str, precision: str, decides: bool, tolerance: float | None) -> Agreement:
+    """`found` itself, or FoveateError with its figures where it lies beyond what `precision` explains.
+
+    decides: the plan takes decisions; then the median image is held to the tolerance and single images to a wider one.
+    tolerance: a share of the largest logit that replaces the usual one.
+    """
+    usual = (DECIDING_TOLERANCE if decides else TOLERANCE)[precision]
+    tolerance = usual if tolerance is None else tolerance
+    worst = max(DECIDING_WORST[precision], tolerance) if decides else tolerance
+    if found.typical <= tolerance and found.worst <= worst:
+        return found
+    median = f", {tolerance:.1e} in the median image" if decides else ""
+    raise FoveateError(
+        given=f"{engine}, whose logits are not those of the model: {found}",
+        allowed=f"differences up to {worst:.1e} of the largest logit{median}",
+        do='load it with backend="torch" and precision="fp32", or allow more with tolerance=...',
+    )

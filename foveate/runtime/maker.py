@@ -1,0 +1,84 @@
+"""Makes engines of one model and holds each against eager float32 before it is handed out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.runtime.agreement import agreement, require
+from foveate.runtime.engine import Engine
+from foveate.runtime.openvino_backend import openvino_graph, openvino_runner
+from foveate.runtime.torch_backend import compiled, eager
+
+CHECKED_SINGLY = 8
+
+
+@dataclass
+class Maker:
+    """One model with the images its engines are checked on; what several engines share is made once.
+
+    example: [B, C, H, W]. threads, tolerance: see `load_engine`.
+    """
+
+    model: nn.Module
+    example: Tensor
+    threads: int | None = None
+    tolerance: float | None = None
+    _expected: dict[int | None, Tensor] = field(default_factory=dict)
+    _runners: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    def engine(self, backend: str, precision: str) -> Engine:
+        """An engine with its agreement; raises FoveateError where it cannot be made or disagrees."""
+        if backend != "openvino":
+            run = (compiled if backend == "torch-compile" else eager)(self.model, precision)
+            return self._checked(Engine(run, backend, precision), self.tolerance)
+        if precision != "fp32":
+            # The graph is held to float32 first: what a precision changes afterwards is rounding, not a wrong graph.
+            self._checked(self._openvino("fp32"), None)
+        return self._checked(self._openvino(precision), self.tolerance)
+
+    def _openvino(self, precision: str) -> Engine:
+        if isinstance(self._graph, FoveateError):
+            raise self._graph
+        if precision not in self._runners:
+            self._runners[precision] = openvino_runner(self._graph, precision, self.threads)
+        return Engine(self._runners[precision], "openvino", precision, self._limit)
+
+    @cached_property
+    def _graph(self):
+        """The OpenVINO graph or why there is none, so that a failed conversion is not tried again for another precision."""
+        # Mirrored, so that the graph is never checked on the images it was traced with.
+        mirrored = self.example.flip(-1).repeat(2, 1, 1, 1)[:2]
+        try:
+            return openvino_graph(self.model, mirrored, single=self._limit == 1)
+        except FoveateError as error:
+            return error
+
+    @property
+    def _limit(self) -> int | None:
+        """Images a graph takes at once: one where each image keeps another number of tokens."""
+        return 1 if self._plan is not None and self._plan.data_dependent else None
+
+    @property
+    def _plan(self):
+        return getattr(self.model, "plan", None)
+
+    def _checked(self, engine: Engine, tolerance: float | None) -> Engine:
+        if engine.max_batch not in self._expected:
+            self._expected[engine.max_batch] = self._answers(eager(self.model, "fp32"), engine.max_batch)
+        found = agreement(self._answers(engine, engine.max_batch), self._expected[engine.max_batch])
+        decides = self._plan is not None and bool(self._plan.methods)
+        engine.agreement = require(found, engine.name, engine.precision, decides, tolerance)
+        return engine
+
+    def _answers(self, run: Callable[[Tensor], Tensor], limit: int | None) -> Tensor:
+        """Logits image by image, or of the batch as it will be used and of one image alone.
+
+        A batch size frozen into a graph shows in one of the two.
+        """
+        if limit == 1:
+            return torch.cat([run(image[None]) for image in self.example[:CHECKED_SINGLY]])
+        return torch.cat([run(self.example), run(self.example[:1])])
