@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = app(args=arguments, prog_name="foveate", standalone_mode=False, obj=command)
     except FoveateError as error:
         return _refuse(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the last resort: a bug is shown whole, and reported as one)
         if hasattr(error, "format_message"):
             return _refuse(_usage(error))
         traceback.print_exc()

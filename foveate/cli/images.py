@@ -20,7 +20,7 @@ def data_name(target: Target, data: str | None, data_dir: Path | None) -> str:
         return data
     if data_dir:
         return "imagefolder"
-    known = target.record().get("data") or ("fashion-mnist-subset" if target.embedded else None)
+    known = "fashion-mnist-subset" if target.embedded else target.record().get("data")
     if known is None:
         raise FoveateError(
             f"{target.text} without data", "--data NAME, or --data-dir DIR with train/CLASS/ and val/CLASS/", "add one of them, such as --data-dir my-photos"

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, bar, note, table, waiting
-from foveate.cli.options import BatchSize, Data, DataDir, Device, Json, Limit, ModelOrRun, PlanText, Pretrained, Split, Strict, Weights
+from foveate.cli.options import (
+    BatchSize,
+    Data,
+    DataDir,
+    Device,
+    Json,
+    Limit,
+    ModelOrRun,
+    PlanText,
+    Pretrained,
+    Split,
+    Strict,
+    Weights,
+)
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -155,10 +168,8 @@ def _predictions(model: AdaptiveModel, inputs: list, device: str) -> list[tuple[
 
 
 def _trace_folder(target, out: Path | None) -> Path:
-    from foveate.embedded import RUNS
-
     if out is not None:
         return out
-    if target.folder is None or RUNS in target.folder.parents:
+    if target.folder is None or target.embedded:
         raise FoveateError(f"--trace for {target.text}, which has no folder of its own", "--trace with a run, or with --out", "add --out FOLDER")
     return target.folder

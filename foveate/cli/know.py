@@ -182,5 +182,6 @@ def _trace(text: str | None):
     path = Path(named_run(text))
     path = path / "trace.json" if path.is_dir() else path
     if not path.is_file():
-        raise FoveateError(f"--trace {text}, but there is no {path}", "a trace.json, or a run that has one", f"make it: foveate eval {text} --trace")
+        what = "which has no trace.json" if Path(named_run(text)).is_dir() else "which is no file here"
+        raise FoveateError(f"--trace {text}, {what}", "a trace.json, or a run that has one", f"make it: foveate eval {text} --trace")
     return Trace.from_json(path.read_text(encoding="utf-8", errors="replace"))

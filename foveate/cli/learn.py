@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foveate.cli.answer import Answer, answering, note, waiting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
+from foveate.cli.recipes import chosen_recipe, settings_of, usual_recipe
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Any other setting of the recipe, such as lr=1e-3 or augmentation=full; may be repeated."),
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="First weights, order of images and all noise follow from it.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, metavar="N", show_default=False, help="First weights, order of images and all noise follow from it. Default: the recipe's, 0.")
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default=False, help="Stop after N steps; --resume goes on from there. Default: to the end.")
 ]
@@ -64,7 +67,7 @@ def train(
     weights: Weights = None,
     pretrained: Pretrained = False,
     resume: Resume = False,
-    seed: Seed = 0,
+    seed: Seed = None,
     steps: Steps = None,
     device: Device = "auto",
     devices: Devices = 1,
@@ -80,19 +83,21 @@ def train(
     from foveate.cli.targets import named_run
 
     with answering(json) as answer:
-        chosen = _recipe(recipe, seed, epochs, batch_size, split, settings)
+        chosen = chosen_recipe(recipe, seed, epochs, batch_size, split, settings)
         first = [word for word, given in (("--init", init), ("--weights", weights), ("--pretrained", pretrained)) if given]
         if len(first) > 1:
             raise FoveateError(" and ".join(first), "one source of first weights", f"keep {first[0]} alone")
         _check_folder(out, resume)
         with waiting("loading torch"):
             from foveate.train.base import train_base
-        head, _, run = (init or str(weights or "")).rpartition("grow:")
-        start = f"{'grow:' if 'grow:' in (init or '') else ''}{named_run(run)}" if run else None
+        start = init or (str(weights) if weights else None)
+        if start:
+            grown = start.startswith("grow:")
+            start = "grow:" * grown + named_run(start.removeprefix("grow:"))
         with _stoppable():
             train_base(
                 model, out, data or ("imagefolder" if data_dir else "fashion-mnist-subset"), chosen, data_dir=data_dir, pretrained=pretrained,
-                init=start, settings=_settings(model_settings, "--model-set"), strict=strict, resume=resume, limit_steps=steps, device=device,
+                init=start, settings=settings_of(model_settings, "--model-set"), strict=strict, resume=resume, limit_steps=steps, device=device,
                 devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
             )  # fmt: skip
         _report(answer, out)
@@ -128,7 +133,7 @@ def adapt(
     weights: Weights = None,
     pretrained: Pretrained = False,
     resume: Resume = False,
-    seed: Seed = 0,
+    seed: Seed = None,
     steps: Steps = None,
     device: Device = "auto",
     devices: Devices = 1,
@@ -152,7 +157,7 @@ def adapt(
                 "a dense run, or a backbone with weights",
                 "adapt the dense model it came from, with all methods in one plan; eval, bench and predict take another --plan as it is",
             )
-        setting = _recipe(recipe or _usual_recipe(model_or_run, plan), seed, epochs, batch_size, split, settings)
+        setting = chosen_recipe(recipe or usual_recipe(model_or_run, plan), seed, epochs, batch_size, split, settings)
         _check_folder(out, resume)
         with waiting("loading torch and the model"):
             from foveate.cli.targets import open_model
@@ -222,45 +227,6 @@ def _report(answer: Answer, out: Path) -> None:
         note(f"only the weights were saved: {record['not_loadable']}")
 
 
-def _recipe(name: str, seed: int, epochs: int | None, batch_size: int | None, split: str | None, settings: list[str] | None) -> Recipe:
-    from foveate.train.recipe import Recipe, recipe_named
-
-    path = Path(name)
-    base = Recipe.from_json(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else recipe_named(name)
-    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "split": split}
-    return base.but(**{"seed": seed} | {k: v for k, v in given.items() if v is not None} | _settings(settings, "--set"))
-
-
-def _usual_recipe(model_or_run: str, plan: str) -> str:
-    from foveate.cli.targets import target_of
-    from foveate.presets import presets
-
-    if plan in presets():
-        return presets()[plan].recipe
-    name = target_of(model_or_run).record().get("model") or model_or_run
-    return "spvit-nano" if name.startswith("foveate_nano") else "spvit"
-
-
-def _settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    settings = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise FoveateError(f"{option} {pair}", "KEY=VALUE", f"write for instance {option} {'lr=1e-3' if option == '--set' else 'img_size=64'}")
-        settings[key.strip()] = _value(value.strip())
-    return settings
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _check_folder(out: Path, resume: bool) -> None:
     """Before anything is loaded: never train over another run."""
     if out.is_file():
@@ -274,16 +240,14 @@ def _check_folder(out: Path, resume: bool) -> None:
         )
 
 
-class _stoppable:
+@contextmanager
+def _stoppable():
     """Lightning ends the process on Ctrl-C; here it stays an interruption, with its own message and exit code."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, where):
-        if kind is SystemExit:
-            raise KeyboardInterrupt from error
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))

@@ -33,7 +33,7 @@ Data = Annotated[
         metavar="NAME",
         show_default=False,
         help="fashion-mnist-subset (embedded), fashion-mnist, digits, imagefolder, or a name of timm (torch/..., hfds/..., wds/...). "
-        "Default: imagefolder with --data-dir, else what the run was trained on, else fashion-mnist-subset for foveate_nano*.",
+        "Default: imagefolder with --data-dir, else what the run was trained on; fashion-mnist-subset for what is embedded.",
     ),
 ]
 DataDir = Annotated[

@@ -47,14 +47,13 @@ def inspect(
     They correspond to figures 6, 3 and 4 of the SPViT paper.
     """
     from foveate.cli.targets import open_model, plan_of, target_of
-    from foveate.embedded import RUNS
 
     with answering(json) as answer:
         if what not in WHAT:
             raise FoveateError(f"inspect {what}", ", ".join(WHAT), "choose one of these")
         target = target_of(model_or_run)
         chosen = plan_of(target, plan)
-        own = target.folder is not None and RUNS not in target.folder.parents
+        own = target.folder is not None and not target.embedded
         folder = out or (target.folder / f"inspect-{what}" if own else Path("runs") / f"inspect-{what}-{target.text}")
         with waiting("loading the model"):
             from foveate import insight

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foveate.card import Card
     from foveate.plan import Plan
 
-EMBEDDED_WEIGHTS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,17 @@ class Target:
         except (OSError, ValueError):
             return {}
 
+    def architecture(self) -> str:
+        """timm's name of the backbone; empty for a run whose backbone.json is damaged."""
+        try:
+            return json.loads((self.folder / "backbone.json").read_text(encoding="utf-8"))["architecture"] if self.folder else self.text
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
     @property
     def embedded(self) -> bool:
-        """Whether a backbone comes with weights in the package."""
-        return self.folder is None and (EMBEDDED_WEIGHTS / f"{self.text}.safetensors").is_file()
+        """Whether a run, or a backbone's weights, come with the package."""
+        return ASSETS in self.folder.resolve().parents if self.folder else (ASSETS / f"{self.text}.safetensors").is_file()
 
 
 def target_of(text: str) -> Target:
@@ -149,7 +156,7 @@ def _backbone(target: Target, weights: Path | None, pretrained: bool, random_wei
     if weights:
         return _with_weights(target.text, classes, Path(named_run(str(weights))))
     if not (pretrained or target.embedded or random_weights):
-        near = difflib.get_close_matches(target.text, [p.stem for p in EMBEDDED_WEIGHTS.glob("*.safetensors")], n=1)
+        near = difflib.get_close_matches(target.text, [p.stem for p in ASSETS.glob("*.safetensors")], n=1)
         raise FoveateError(
             f"backbone {target.text} without weights",
             "--weights FILE.safetensors, --pretrained (timm downloads them), a run folder" + (f", or {near[0]}, whose weights are embedded" if near else ""),

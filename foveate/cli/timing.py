@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from foveate.runtime import Engine
 
 TIMED_IMAGES = 64
-ROW = ("batch", "backend", "precision", "latency_ms", "images_per_s", "speedup", "baseline", "verdict")
 
 
 def bench(
@@ -144,32 +143,32 @@ def _drawn(model: AdaptiveModel, images, rows: list[dict[str, Any]], target) -> 
     """Rows of the table, one list for each backend and precision that was used."""
     import torch
 
+    from foveate.cli.targets import plan_of
     from foveate.counting import count
     from foveate.report import Row
 
+    sample = images[: TIMED_IMAGES if model.plan.data_dependent else 1]
     with torch.inference_mode():
-        trace = model.traced(images[:TIMED_IMAGES].to(next(model.parameters()).device))[1]
+        trace = model.traced(sample.to(next(model.parameters()).device))[1]
     ledger, dense, test = count(model, trace=trace), count(model.card), target.record().get("test") or {}
     parts = []
     for backend, precision in dict.fromkeys((row["backend"], row["precision"]) for row in rows):
-        here = {row["batch"]: row for row in rows if (row["backend"], row["precision"]) == (backend, precision)}
-        triples = lambda name: {batch: tuple(row[name + end] for end in ("", "_low", "_high")) for batch, row in here.items()}
+        here = [row for row in rows if (row["backend"], row["precision"]) == (backend, precision)]
         common = {"backend": backend, "precision": precision}
-        part = [Row("dense", dense.macs, dense.params, latency_ms=triples("baseline_latency_ms"), **common)]
+        part = [Row("dense", dense.macs, dense.params, latency_ms=_triples(here, "baseline_latency_ms"), **common)]
         if model.plan.methods:
-            own = model.plan == _own_plan(target)
+            own = model.plan == plan_of(target, None)
             part.append(Row(
                 str(model.plan), ledger.macs, ledger.params, test.get("accuracy_percent") if own else None,
-                test["uncertainty_percent"] / 1.96 if own and test else None, trace.tokens_mean, triples("latency_ms"), triples("speedup"),
-                verdict={batch: row["verdict"] for batch, row in here.items()}, **common))  # fmt: skip
+                test["uncertainty_percent"] / 1.96 if own and test else None, trace.tokens_mean, _triples(here, "latency_ms"),
+                _triples(here, "speedup"), verdict={row["batch"]: row["verdict"] for row in here}, **common))  # fmt: skip
         parts.append(part)
     return parts
 
 
-def _own_plan(target):
-    from foveate.cli.targets import plan_of
-
-    return plan_of(target, None)
+def _triples(rows: list[dict[str, Any]], name: str) -> dict[int, tuple[float, float, float]]:
+    """Median and quartiles of a figure by batch size."""
+    return {row["batch"]: (row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows}
 
 
 def _write(out: Path, data: dict[str, Any], drawn: list[list[Row]], command: str, started: str, seconds: float) -> Path:

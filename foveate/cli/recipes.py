@@ -1,0 +1,53 @@
+"""What --recipe, --set and their shorthands mean."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.train.recipe import Recipe
+
+
+def chosen_recipe(name: str, seed: int | None, epochs: int | None, batch_size: int | None, split: str | None, settings: list[str] | None) -> Recipe:
+    """A recipe by name or file, with what the command line changes about it."""
+    from foveate.train.recipe import Recipe, recipe_named
+
+    path = Path(name)
+    base = Recipe.from_json(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else recipe_named(name)
+    given: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "split": split}
+    return base.but(**{k: v for k, v in given.items() if v is not None} | settings_of(settings, "--set"))
+
+
+def usual_recipe(model_or_run: str, plan: str) -> str:
+    """The recipe for a plan where none was named."""
+    from foveate.cli.targets import target_of
+    from foveate.presets import presets
+
+    if plan in presets():
+        return presets()[plan].recipe
+    return "spvit-nano" if target_of(model_or_run).architecture().startswith("foveate_nano") else "spvit"
+
+
+def settings_of(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """KEY=VALUE pairs as Python values: numbers, lists, true, false, none, or else text."""
+    settings = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise FoveateError(f"{option} {pair}", "KEY=VALUE", f"write for instance {option} {'lr=1e-3' if option == '--set' else 'img_size=64'}")
+        settings[key.strip()] = _value(value.strip())
+    return settings
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
