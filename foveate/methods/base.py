@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -79,7 +80,7 @@ def check_ratios(method: Method, field: str, count: int) -> None:
     value = getattr(method, field)
     value = (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
     good = isinstance(value, (list, tuple)) and all(
-        isinstance(r, (int, float)) and not isinstance(r, bool) and math.isfinite(r) and 0 < r <= 1 for r in value)
+        isinstance(r, (int, float)) and not isinstance(r, bool) and 0 < r <= 1 for r in value)
     if not good:
         wrong(method, field, value, "ratios in (0, 1], such as [0.7, 0.49, 0.343]",
               "give the share of patch tokens to keep, not to drop, as numbers between 0 and 1")
@@ -92,6 +93,14 @@ def check_bool(method: Method, field: str) -> None:
     value = getattr(method, field)
     if not isinstance(value, bool):
         wrong(method, field, value, "true or false", "write True or False (true or false in JSON)")
+
+
+def check_weight(method: Method, field: str) -> None:
+    """Turns `field` into a finite number >= 0."""
+    value = getattr(method, field)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        wrong(method, field, value, "a number >= 0", "give a finite number, 1 is usual")
+    object.__setattr__(method, field, float(value))
 
 
 def check_depth(method: Method, field: str, card, last: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.methods.base import Method, check_blocks, check_bool, check_ratios, check_stages, wrong
+from foveate.methods.base import Method, check_blocks, check_bool, check_ratios, check_stages, check_weight, wrong
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Random(Method):
             wrong(self, "keep", list(self.keep), "ratios that decrease from stage to stage (each relative to all patch tokens)",
                   "sort them: a token once dropped does not come back")
         check_bool(self, "package")
-        if isinstance(self.package_weight, bool) or not isinstance(self.package_weight, (int, float)) or not 0 <= self.package_weight < float("inf"):
-            wrong(self, "package_weight", self.package_weight, "a number >= 0", "give a finite number, 1 is usual")
-        object.__setattr__(self, "package_weight", float(self.package_weight))
+        check_weight(self, "package_weight")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             wrong(self, "seed", self.seed, "a whole number", "give a whole number such as 0")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.methods.base import Method, check_blocks, check_bool, check_ratios, check_stages, wrong
+from foveate.methods.base import Method, check_blocks, check_bool, check_ratios, check_stages, check_weight, wrong
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class SPViT(Method):
             wrong(self, "select", self.select, '"topk" (fixed counts) or "argmax" (per image)', 'choose one of the two')
         check_bool(self, "package")
         for field in ("package_weight", "ratio_weight"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                wrong(self, field, value, "a number >= 0", "give a finite number, 1 is usual")
-            object.__setattr__(self, field, float(value))
+            check_weight(self, field)
 
     @property
     def data_dependent(self) -> bool:
