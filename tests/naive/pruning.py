@@ -13,16 +13,22 @@ def survivor(score: list[float], alive: list[bool]) -> int:
     return best
 
 
-def gumbel_decisions(probabilities: Tensor, noise: Tensor, alive: list[bool]) -> Tensor:
+def gumbel_decisions(probabilities: Tensor, noise: Tensor) -> Tensor:
     """Hard decisions [N] with the gradient of the soft ones (Eq. 7, tau = 1), for given Gumbel noise [N, 2]."""
-    hard, soft = [], []
+    rows = []
     for n in range(len(probabilities)):
         e = torch.exp(torch.log(probabilities[n]) + noise[n])
-        soft.append(e[0] / (e[0] + e[1]))
-        hard.append(bool(e[0] >= e[1]))
-    if not any(h and a for h, a in zip(hard, alive)):
-        hard[survivor(probabilities[:, 0].tolist(), alive)] = True
-    return torch.stack([float(h) + s - s.detach() for h, s in zip(hard, soft)])
+        soft = e[0] / (e[0] + e[1])
+        rows.append(float(e[0] >= e[1]) + soft - soft.detach())
+    return torch.stack(rows)
+
+
+def at_least_one(decisions: Tensor, score: Tensor, alive: list[bool]) -> Tensor:
+    """Decisions [N] that keep the best live token where they would keep none; its gradient stays what it was."""
+    if any(a and d > 0 for a, d in zip(alive, decisions)):
+        return decisions
+    best = survivor(score.tolist(), alive)
+    return torch.stack([d - d.detach() + 1 if n == best else d for n, d in enumerate(decisions)])
 
 
 def argmax_decisions(probabilities: Tensor, alive: list[bool]) -> list[bool]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from naive.pruning import argmax_decisions, gumbel_decisions, package_token, top_k_decisions
+from naive.pruning import argmax_decisions, at_least_one, gumbel_decisions, package_token, top_k_decisions
 from naive.selector import gelu, layer_norm, selector
 
 
@@ -12,7 +12,8 @@ def policy_softmax(scores: Tensor, live: Tensor) -> Tensor:
     rows = []
     for i in range(scores.shape[0]):
         weights = [torch.exp(scores[i, j] - scores[i].max()) * (1.0 if i == j else live[j]) for j in range(scores.shape[1])]
-        rows.append(torch.stack([w / sum(weights) for w in weights]))
+        total = sum(weights)
+        rows.append(torch.stack([w / total for w in weights]))
     return torch.stack(rows)
 
 
@@ -100,7 +101,8 @@ def masked(weights: dict[str, Tensor], image: Tensor, heads: int, after: tuple[i
             continue
         grid, before = x[1 : 1 + patches], live[1 : 1 + patches]
         chance = selector(under(weights, f"spvit.selectors.{number}."), grid, before)
-        d = gumbel_decisions(chance, noise[len(decisions)], [bool(b > 0) for b in before])
+        alive = [bool(b > 0) for b in before]
+        d = at_least_one(gumbel_decisions(chance, noise[len(decisions)]), chance[:, 0], alive)
         now = before * d
         dropped = before - now
         live = torch.cat([live[:1], now, live[1 + patches :]])
