@@ -24,7 +24,7 @@ MODEL = {"patch_embed", "pos_embed", "cls_token", "pos_drop", "transformers", "n
 def constant_field(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What `conv` makes of a field that is x everywhere, away from the border: x [..., C] -> [..., C']."""
     field = x.reshape(-1, x.shape[-1], 1, 1).expand(-1, -1, *conv.kernel_size)
-    return F.conv2d(field, conv.weight, conv.bias, groups=conv.groups).view(*x.shape[:-1], -1)
+    return F.conv2d(field, conv.weight, conv.bias, groups=conv.groups).view(*x.shape[:-1], conv.out_channels)
 
 
 class PiT(Anatomy):

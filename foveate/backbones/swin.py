@@ -39,7 +39,7 @@ def attention_rows(block: nn.Module, x: Tensor, tokens: Tokens, mix) -> Tensor:
                 weights=keys.weights.flatten(0, 1), bias=_bias(block, tokens, keys.packages)).flatten(-2).flatten(0, 1)
     place = tokens.places().flatten()
     back = tokens.image_of_row() * windows.slots.numel() + windows.position[place.clamp_min(0)]
-    own = qkv.reshape(len(place), 3, -1)[:, 2]
+    own = qkv.unflatten(-1, (3, -1))[..., 2, :].reshape(-1, qkv.shape[-1] // 3)
     z = torch.where((place >= 0)[:, None], mixed.index_select(0, back), own).view(*x.shape[:-1], -1)
     return attn.proj_drop(attn.proj(z))
 

@@ -72,7 +72,7 @@ def _masked(tokens: Tokens, step: Coarsening) -> Tokens:
         parts.append(step.package(x[:, stop:]).to(new.dtype))
     slots = torch.arange(new.shape[1] * new.shape[2], device=x.device)
     return replace(
-        tokens, x=torch.cat(parts, 1), grid=tuple(new.shape[1:3]),
+        tokens, x=torch.cat(parts, 1), grid=_grid(new),
         live=torch.cat([live[:, :start], any_alive(alive.unflatten(1, tokens.grid), step), live[:, stop:]], 1),
         place=torch.cat([tokens.place[:start], slots, tokens.place[stop:]]))
 
@@ -83,7 +83,7 @@ def _packed(tokens: Tokens, step: Coarsening) -> Tokens:
     # Rows without a slot go to a spare one at the end.
     target = torch.where(place >= 0, image * slots + place, images * slots)
     field = rows.new_zeros(images * slots + 1, rows.shape[1]).index_copy(0, target, rows)[:-1].unflatten(0, (images, slots))
-    alive = torch.zeros(images * slots + 1, device=rows.device).index_fill(0, target, 1.0)[:-1].unflatten(0, (images, slots))
+    alive = torch.zeros(images * slots + 1, device=rows.device).scatter(0, target, 1.0)[:-1].unflatten(0, (images, slots))
     prefix, packaged = place == PREFIX, place == PACKAGE
     field = torch.where(alive[..., None] > 0, field, _package_mean(rows, image, packaged, images)[:, None])
     new = step.patches(field.unflatten(1, tokens.grid))
@@ -91,9 +91,14 @@ def _packed(tokens: Tokens, step: Coarsening) -> Tokens:
     kinds = [(new.flatten(1, 2)[new_image, new_place], new_image, new_place)]
     if tokens.prefix:
         kinds.insert(0, (step.prefix(rows[prefix]), image[prefix], place[prefix]))
-    if len(packages := rows[packaged]):
-        kinds.append((step.package(packages).to(new.dtype), image[packaged], place[packaged]))
-    return from_rows(replace(tokens, grid=tuple(new.shape[1:3])), *(torch.cat(parts) for parts in zip(*kinds)))
+    if tokens.ragged or tokens.packages != 0:
+        kinds.append((step.package(rows[packaged]).to(new.dtype), image[packaged], place[packaged]))
+    return from_rows(replace(tokens, grid=_grid(new)), *(torch.cat(parts) for parts in zip(*kinds)))
+
+
+def _grid(x: Tensor) -> tuple[int, int]:
+    # In a graph being traced shapes are tensors; the grid is a constant of it.
+    return int(x.shape[1]), int(x.shape[2])
 
 
 def _package_mean(rows: Tensor, image: Tensor, packaged: Tensor, images: int) -> Tensor:

@@ -76,13 +76,16 @@ def _slot_rows(tokens: Tokens, images: int, slots: int, total: int) -> tuple[Ten
     # Rows without a slot go to a spare one at the end.
     target = torch.where(place >= 0, tokens.image_of_row() * slots + place, images * slots)
     rows = torch.zeros(images * slots + 1, dtype=torch.long, device=device).index_copy(0, target, torch.arange(total, device=device))
-    alive = torch.zeros(images * slots + 1, device=device).index_fill(0, target, 1.0)
+    alive = torch.zeros(images * slots + 1, device=device).scatter(0, target, 1.0)
     return rows[:-1].view(images, slots), alive[:-1].view(images, slots)
 
 
 def _package_rows(tokens: Tokens, images: int) -> tuple[Tensor, Tensor]:
     """Row and weight of every package token, both [B, P]; images with fewer than P have weights of zero."""
     device = tokens.x.device
+    if tokens.packages is None:
+        rows = (tokens.place[0] == PACKAGE).nonzero().T
+        return rows, torch.ones_like(rows, dtype=torch.float32)
     if not tokens.ragged:
         length = tokens.x.shape[1]
         last = torch.arange(length - tokens.packages, length, device=device)
