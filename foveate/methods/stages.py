@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.methods.base import kept_count
 from foveate.methods.hooks import Run, Stage
+from foveate.nn.precision import at_least_float32
 from foveate.nn.prune import at_least_one, gumbel_keep, prune_masked, prune_rows, prune_top_k, top_k
 from foveate.nn.tokens import Tokens, with_all_live
 
@@ -24,7 +25,7 @@ class Rule:
 
     keep: ratio of the stage's own patch slots, exact for select="topk"; select="argmax" keeps where keeping is likelier.
     package: gather what is dropped into a package token; weighted: with the keep probabilities (Eq. 8) or evenly.
-    gumbel: sample decisions in training (Eq. 7); without it training decides as evaluation does.
+    noise: scale of the Gumbel noise of sampled decisions in training (Eq. 7); None: training decides as evaluation does.
     """
 
     after: int
@@ -32,7 +33,7 @@ class Rule:
     select: str
     package: bool
     weighted: bool = True
-    gumbel: bool = True
+    noise: float | None = 1.0
 
 
 def prune_stage(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
@@ -51,8 +52,8 @@ def _masked(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     replayed = run.replayed(patches.device)
     if replayed is not None:
         keep = replayed.to(live.dtype)
-    elif run.sample and rule.gumbel:
-        keep = at_least_one(gumbel_keep(chance).to(live.dtype), live, chance[..., 0])
+    elif run.sample and rule.noise is not None:
+        keep = at_least_one(gumbel_keep(chance, rule.noise).to(live.dtype), live, chance[..., 0])
     else:
         keep = _decide(chance, live, tokens, rule)
     return prune_masked(tokens, keep, _weight(chance, rule), rule.package)
@@ -137,6 +138,7 @@ def _mean(features: Tensor, live: Tensor) -> Tensor:
 
 
 def _mean_by_image(features: Tensor, image: Tensor, patches: Tensor) -> Tensor:
-    """Mean over the rows of each image: features [H, R, e] -> [H, B, e]."""
-    total = features.new_zeros(features.shape[0], len(patches), features.shape[2]).index_add(1, image, features)
-    return total / patches.to(features.dtype)[:, None]
+    """Mean over the rows of each image, summed in float32: features [H, R, e] -> [H, B, e]."""
+    wide = at_least_float32(features)
+    total = wide.new_zeros(features.shape[0], len(patches), features.shape[2]).index_add(1, image, wide)
+    return (total / patches.to(wide.dtype)[:, None]).to(features.dtype)
