@@ -19,7 +19,7 @@ def gumbel_decisions(probabilities: Tensor, noise: Tensor) -> Tensor:
     for n in range(len(probabilities)):
         e = torch.exp(torch.log(probabilities[n]) + noise[n])
         soft = e[0] / (e[0] + e[1])
-        rows.append(float(e[0] >= e[1]) + soft - soft.detach())
+        rows.append(float(e[0] >= e[1]) + (soft - soft.detach()))
     return torch.stack(rows)
 
 
@@ -28,7 +28,7 @@ def at_least_one(decisions: Tensor, score: Tensor, alive: list[bool]) -> Tensor:
     if any(a and d > 0 for a, d in zip(alive, decisions)):
         return decisions
     best = survivor(score.tolist(), alive)
-    return torch.stack([d - d.detach() + 1 if n == best else d for n, d in enumerate(decisions)])
+    return torch.stack([(d - d.detach()) + 1 if n == best else d for n, d in enumerate(decisions)])
 
 
 def argmax_decisions(probabilities: Tensor, alive: list[bool]) -> list[bool]:
