@@ -50,6 +50,8 @@ class Training(LightningModule):
         assert step == self.step, "the sampler and the module must agree on the step"
         self.skipped.extend(skipped)
         self.schedule.step_update(step)
+        if hasattr(self.model, "progress"):
+            self.model.progress = step / (self.recipe.epochs * self.steps_per_epoch)
         targets = labels
         if self.recipe.mixup or self.recipe.cutmix:
             images, targets = self._mixed(images, labels, step)
