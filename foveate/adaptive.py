@@ -50,6 +50,7 @@ class AdaptiveModel(nn.Module):
             self.__dict__[name] = anatomy.model.__dict__[name]
         self.training = anatomy.model.training
         self.anatomy, self.plan = anatomy, plan
+        self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
         for method in plan.methods:
             hooks = layers(method.name).build(method, anatomy.card)
             like = next(anatomy.model.parameters())
@@ -76,7 +77,7 @@ class AdaptiveModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, 3, H, W], already normalised; packed in eval(), masked in train()."""
-        return self.anatomy.head(self._pass(images, Run(masked=self.training, sample=self.training)))
+        return self.anatomy.head(self._pass(images, Run(masked=self.training, sample=self.training, progress=self.progress)))
 
     def traced(self, images: Tensor, decisions: Trace | None = None) -> tuple[Tensor, Trace]:
         """Logits of the packed form and the Trace of what happened.
@@ -95,7 +96,7 @@ class AdaptiveModel(nn.Module):
 
     def training_outputs(self, images: Tensor) -> TrainingOutputs:
         """One masked pass with sampled decisions: logits, features for distillation and the methods' losses."""
-        run = Run(masked=True, sample=self.training)
+        run = Run(masked=True, sample=self.training, progress=self.progress)
         tokens = self._pass(images, run)
         features, live = self.anatomy.features(tokens)
         terms, metrics = {}, {}

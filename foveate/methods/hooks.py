@@ -26,12 +26,14 @@ class Run:
 
     masked: the training form (all tokens present, decision weights) instead of the packed one.
     sample: decisions are sampled with noise, as in training, instead of taken deterministically.
+    progress: share of training done, in [0, 1].
     replay: decisions to repeat; stage s uses replay.kept[s].
     block_tokens: a list to record what each block works on; None, as in training and export, counts nothing.
     """
 
     masked: bool
     sample: bool = False
+    progress: float = 0.0
     replay: Trace | None = None
     stages: list[Stage] = field(default_factory=list)
     block_tokens: list[list[int]] | None = None

@@ -12,13 +12,17 @@ from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import PACKAGE, Tokens, from_rows
 
 
-def gumbel_keep(probabilities: Tensor) -> Tensor:
+def gumbel_keep(probabilities: Tensor, noise: float = 1.0) -> Tensor:
     """Hard keep decisions D with the gradient of the soft ones (Eq. 7 of SPViT): Gumbel-softmax on log T, tau = 1.
 
-    probabilities: [..., 2], keep first. Returns [...] of exact zeros and ones.
+    probabilities: [..., 2], keep first. noise: scale of the Gumbel noise, 1 as in the paper, 0 for none: then D is what
+    inference decides. Returns [...] of exact zeros and ones.
     """
     logits = at_least_float32(probabilities).clamp_min(torch.finfo(torch.float32).tiny).log()
-    return F.gumbel_softmax(logits, tau=1.0, hard=True)[..., 0]
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    soft = (logits + noise * gumbel).softmax(-1)
+    hard = (soft[..., 0] >= soft[..., 1]).to(soft.dtype)
+    return hard + (soft[..., 0] - soft[..., 0].detach())
 
 
 def at_least_one(keep: Tensor, live: Tensor, score: Tensor) -> Tensor:

@@ -42,6 +42,12 @@ def test_gumbel_decisions_keep_as_often_as_their_probability_says():
         assert abs(kept - p) < 0.015
 
 
+def test_without_noise_decisions_are_those_of_inference():
+    probabilities = torch.tensor([[0.51, 0.49], [0.5, 0.5], [0.2, 0.8]])
+    for _ in range(5):
+        assert gumbel_keep(probabilities, noise=0.0).tolist() == [1.0, 1.0, 0.0]
+
+
 def test_gumbel_decisions_survive_certain_probabilities():
     probabilities = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     keep = gumbel_keep(probabilities)

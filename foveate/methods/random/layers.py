@@ -41,7 +41,7 @@ class RandomHooks(Hooks):
                 dice = torch.tensor(self._dice(slots), device=x.device)[places]
             return torch.stack([dice, 1 - dice], -1)
 
-        return prune_stage(tokens, run, Rule(block, keep, "topk", self.config.package, weighted=False, gumbel=False), luck)
+        return prune_stage(tokens, run, Rule(block, keep, "topk", self.config.package, weighted=False, noise=None), luck)
 
     def _dice(self, slots: int) -> list[float]:
         # Python's dice are numbers to an exported graph; torch's would be an operation of it, thrown anew at every call.

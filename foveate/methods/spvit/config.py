@@ -20,6 +20,9 @@ class SPViT(Method):
     package: gather what a stage drops into one package token (Eq. 8).
     package_weight: weight of package tokens where the backbone pools patch tokens (average or map pooling), >= 0.
     ratio_weight: lambda_ratio of Eq. 12.
+    noise: "constant" samples decisions with the full Gumbel noise throughout training (the paper); "annealed" lets the
+        noise fade to none over the first 80 % of training. With it, short trainings end with the decisions inference
+        takes; without it they end undecided (every token a little above one half), and argmax then keeps them all.
     """
 
     name: ClassVar[str] = "spvit"
@@ -30,6 +33,7 @@ class SPViT(Method):
     package: bool = True
     package_weight: float = 1.0
     ratio_weight: float = 2.0
+    noise: str = "constant"
 
     def __post_init__(self):
         check_blocks(self, "after")
@@ -39,6 +43,8 @@ class SPViT(Method):
                   "sort them: a token once dropped does not come back")
         if self.select not in ("topk", "argmax"):
             wrong(self, "select", self.select, '"topk" (fixed counts) or "argmax" (per image)', 'choose one of the two')
+        if self.noise not in ("constant", "annealed"):
+            wrong(self, "noise", self.noise, '"constant" (as in the paper) or "annealed" (for short trainings)', "choose one of the two")
         check_bool(self, "package")
         for field in ("package_weight", "ratio_weight"):
             check_weight(self, field)

@@ -16,6 +16,10 @@ from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import Tokens
 
 
+ANNEALED = 0.8
+"""Share of training over which annealed noise fades."""
+
+
 class HeadLinear(nn.Module):
     """One linear layer a head, with weights of its own: [H, ..., inputs] -> [H, ..., outputs]."""
 
@@ -92,7 +96,8 @@ class SPViTHooks(Hooks):
         if block not in self.config.after:
             return tokens
         keep = self.config.keep[self.config.after.index(block)]
-        rule = Rule(block, keep, self.config.select, self.config.package)
+        noise = max(0.0, 1 - run.progress / ANNEALED) if self.config.noise == "annealed" else 1.0
+        rule = Rule(block, keep, self.config.select, self.config.package, noise=noise)
         return prune_stage(replace(tokens, package_weight=self.config.package_weight), run, rule, self.selectors[str(block)])
 
     def losses(self, run: Run) -> dict[str, Tensor]:
