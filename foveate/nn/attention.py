@@ -10,11 +10,16 @@ from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import Tokens
 
 
+LOUDEST_DEAD_KEY = 3.0
+"""A dropped key's score counts as at most this far above the loudest live one in the gradient of its decision."""
+
+
 def policy_softmax(scores: Tensor, live: Tensor) -> Tensor:
     """Softmax over keys in which every key counts with its decision weight, and every token at least for itself.
 
     A_ij = exp(S_ij - max) P_ij / sum_j exp(S_ij - max) P_ij with P_ij = D_j and P_ii = 1 (semantics.md 1), in
-    float32 or wider. A mask of -inf would give the decisions no gradient; this form does.
+    float32 or wider. A mask of -inf would give the decisions no gradient; this form does. Deviation: where a dropped key
+    scores more than 3 above every live one, the gradient of its decision is bounded (values never differ).
 
     scores: [B, H, n, m] with n <= m; query i is key i.  live: decision weights [B, m] (or [B, 1, n, m], used as P).
     """
@@ -24,8 +29,9 @@ def policy_softmax(scores: Tensor, live: Tensor) -> Tensor:
         own = torch.eye(scores.shape[-2], scores.shape[-1], dtype=torch.bool, device=scores.device)
         weights = weights[:, None, None, :].expand(-1, 1, scores.shape[-2], -1).masked_fill(own, 1.0)
     top = scores.detach().masked_fill(weights <= 0, -torch.inf).amax(-1, keepdim=True)
-    # Dead keys may score far above the live maximum; bounding them keeps inf * 0 out of the forward pass.
-    unnormalised = torch.exp((scores - top).clamp_max(60.0)) * weights
+    # A dead key may score far above the live ones. Its weight is 0 whatever stands here, but the gradient of its decision
+    # would be exp of that distance: seen up to 1e12 on trained models, after which clipping leaves nothing to learn from.
+    unnormalised = torch.exp((scores - top).clamp_max(LOUDEST_DEAD_KEY)) * weights
     return unnormalised / unnormalised.sum(-1, keepdim=True)
 
 
