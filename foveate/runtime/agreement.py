@@ -37,9 +37,11 @@ class Agreement:
 
 
 def agreement(logits: Tensor, expected: Tensor) -> Agreement:
-    """Compare logits [B, classes] with those expected of the same images."""
+    """Compare logits [B, classes] with those expected of the same images; another shape is no agreement at all."""
     logits, expected = logits.float().cpu(), expected.float().cpu()
     scale = float(expected.abs().max())
+    if logits.shape != expected.shape:
+        return Agreement(len(expected), scale, worst=torch.inf, typical=torch.inf, same_top1=0.0)
     differences = torch.nan_to_num((logits - expected).abs().amax(1), nan=torch.inf) / (scale or 1.0)
     return Agreement(
         images=len(expected),

@@ -67,10 +67,19 @@ class Maker:
         return getattr(self.model, "plan", None)
 
     def _checked(self, engine: Engine, tolerance: float | None) -> Engine:
-        if engine.max_batch not in self._expected:
-            self._expected[engine.max_batch] = self._answers(eager(self.model, "fp32"), engine.max_batch)
-        found = agreement(self._answers(engine, engine.max_batch), self._expected[engine.max_batch])
+        limit = engine.max_batch
+        if limit not in self._expected:
+            self._expected[limit] = self._answers(eager(self.model, "fp32"), limit)
+        try:
+            logits = self._answers(engine, limit)
+        except RuntimeError as error:  # no kernel for that precision, or a graph that does not take these shapes
+            raise FoveateError(
+                given=f"a model that {engine.name} cannot run ({str(error).strip().splitlines()[0][:200]})",
+                allowed="models whose operations this backend has in this precision",
+                do='load it with backend="torch" and precision="fp32"',
+            ) from error
         decides = self._plan is not None and bool(self._plan.methods)
+        found = agreement(logits, self._expected[limit])
         engine.agreement = require(found, engine.name, engine.precision, decides, tolerance)
         return engine
 
