@@ -33,6 +33,8 @@ def answering(as_json: bool) -> Iterator[Answer]:
     answer, stdout = Answer(), sys.stdout
     with redirect_stdout(sys.stderr):
         yield answer
+    if not leading():
+        return
     try:
         _write(answer, as_json, stdout)
         stdout.flush()
@@ -55,7 +57,13 @@ def _write(answer: Answer, as_json: bool, stdout: TextIO) -> None:
 
 def note(text: str) -> None:
     """Say something beside the answer."""
-    print(f"note: {text}", file=sys.stderr)
+    if leading():
+        print(f"note: {text}", file=sys.stderr)
+
+
+def leading() -> bool:
+    """Whether this process writes and speaks; in a distributed training the others only compute."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 @contextmanager

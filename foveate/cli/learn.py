@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.cli.answer import Answer, answering, note, waiting
+from foveate.cli.answer import answering, waiting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
-from foveate.cli.recipes import chosen_recipe, settings_of, usual_recipe
+from foveate.cli.recipes import check_patches, chosen_recipe, settings_of, usual_recipe
+from foveate.cli.runs import check_folder, report_run, test_once
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -87,9 +87,12 @@ def train(
         first = [word for word, given in (("--init", init), ("--weights", weights), ("--pretrained", pretrained)) if given]
         if len(first) > 1:
             raise FoveateError(" and ".join(first), "one source of first weights", f"keep {first[0]} alone")
-        _check_folder(out, resume)
+        check_folder(out, resume)
         with waiting("loading torch"):
             from foveate.train.base import train_base
+
+        extra = settings_of(model_settings, "--model-set")
+        check_patches(model, extra)
         start = init or (str(weights) if weights else None)
         if start:
             grown = start.startswith("grow:")
@@ -97,10 +100,10 @@ def train(
         with _stoppable():
             train_base(
                 model, out, data or ("imagefolder" if data_dir else "fashion-mnist-subset"), chosen, data_dir=data_dir, pretrained=pretrained,
-                init=start, settings=settings_of(model_settings, "--model-set"), strict=strict, resume=resume, limit_steps=steps, device=device,
+                init=start, settings=extra, strict=strict, resume=resume, limit_steps=steps, device=device,
                 devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
             )  # fmt: skip
-        _report(answer, out)
+        report_run(answer, out)
 
 
 def adapt(
@@ -158,7 +161,7 @@ def adapt(
                 "adapt the dense model it came from, with all methods in one plan; eval, bench and predict take another --plan as it is",
             )
         setting = chosen_recipe(recipe or usual_recipe(model_or_run, plan), seed, epochs, batch_size, split, settings)
-        _check_folder(out, resume)
+        check_folder(out, resume)
         with waiting("loading torch and the model"):
             from foveate.cli.targets import open_model
             from foveate.plan import Plan
@@ -170,8 +173,8 @@ def adapt(
                 target, model, teacher, out, setting, data, data_dir, strict, resume=resume, limit_steps=steps, device=device, devices=devices,
                 num_nodes=nodes, workers=workers, command=ctx.obj,
             )  # fmt: skip
-            _test_once(out, model, sets.test, device)
-        _report(answer, out)
+            test_once(out, model, sets.test, device)
+        report_run(answer, out)
 
 
 def _fine_tune(target, model, teacher, out: Path, recipe: Recipe, data, data_dir, strict: bool, **options):
@@ -186,60 +189,6 @@ def _fine_tune(target, model, teacher, out: Path, recipe: Recipe, data, data_dir
     return sets
 
 
-def _test_once(out: Path, model, images, device: str) -> None:
-    """Test a complete run and write its trace, unless an earlier call did."""
-    from foveate.cli.judge import judged
-    from foveate.train.files import write_json, write_text
-    from foveate.train.folder import read_record
-
-    record = read_record(out)
-    if _rank() or record.get("steps") != record.get("of_steps") or "test" in record:
-        return
-    result, trace = judged(model, images, device=device)
-    write_text(out / "trace.json", trace.to_json())
-    write_json(out / "run.json", record | {"test": {k: v for k, v in result.items() if k != "correct"}})
-
-
-def _report(answer: Answer, out: Path) -> None:
-    """What the finished (or paused) run says of itself."""
-    from foveate.plan import Plan
-    from foveate.train.folder import read_record
-
-    record = read_record(out)
-    if _rank():
-        return
-    test = record.get("test") or {}
-    paused = record.get("steps") != record.get("of_steps")
-    plan = Plan.parse(str(out)) if (out / "plan.json").is_file() else Plan()
-    answer.data = {
-        "run": str(out), "model": record.get("model"), "plan": str(plan), "data": record.get("data"), "steps": record.get("steps"),
-        "of_steps": record.get("of_steps"), "seconds": record.get("seconds"), **({"images": test["n"]} if test else {}),
-        **{k: v for k, v in test.items() if k != "n"},
-    }  # fmt: skip
-    accuracy = f"{test['accuracy_percent']:.2f} % ± {test['uncertainty_percent']:.2f} on {test['n']:,} test images" if test else ""
-    answer.facts({
-        "run": out, "plan": plan if plan.methods else "", "trained": f"{record.get('steps')} of {record.get('of_steps')} steps",
-        "took": f"{record.get('seconds', 0):.0f} s", "accuracy": accuracy, "tokens": ", ".join(f"{t:.1f}" for t in test.get("tokens_mean", [])),
-    })  # fmt: skip
-    if paused:
-        note("the same command with --resume and without --steps trains to the end")
-    if "not_loadable" in record:
-        note(f"only the weights were saved: {record['not_loadable']}")
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """Before anything is loaded: never train over another run."""
-    if out.is_file():
-        raise FoveateError(f"--out {out}, which is a file", "a new folder", "choose another --out")
-    held = [name for name in ("checkpoints/last.ckpt", "plan.json", "model.safetensors") if (out / name).exists()]
-    if held and not (resume and held[0].startswith("checkpoints")):
-        raise FoveateError(
-            f"--out {out}, which already holds a run ({held[0]})",
-            "a new folder, or an interrupted run with --resume",
-            "add --resume or choose another --out" if held[0].startswith("checkpoints") else "choose another --out",
-        )
-
-
 @contextmanager
 def _stoppable():
     """Lightning ends the process on Ctrl-C; here it stays an interruption, with its own message and exit code."""
@@ -247,7 +196,3 @@ def _stoppable():
         yield
     except SystemExit as stop:
         raise KeyboardInterrupt from stop
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))

@@ -43,6 +43,25 @@ def settings_of(pairs: list[str] | None, option: str) -> dict[str, Any]:
     return settings
 
 
+def check_patches(model: str, settings: dict[str, Any]) -> None:
+    """Refuse an image size that the patch does not divide before hours of training ignore the last rows of every image."""
+    if not settings:
+        return
+    import torch
+
+    from foveate.backbones.anatomy import check_image_size
+    from foveate.backbones.describe import describe
+    from foveate.train.base import create_base
+
+    with torch.device("meta"):
+        empty = create_base(model, 10, **settings)
+    try:
+        card = describe(empty, model)
+    except FoveateError:  # a family that can be trained here but not adapted
+        return
+    check_image_size(empty, card)
+
+
 def _value(text: str) -> Any:
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
