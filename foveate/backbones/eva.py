@@ -102,6 +102,10 @@ class Eva(Anatomy):
         return tokens.rope is None or not tokens.pruned
 
     def run_native(self, index: int, tokens: Tokens) -> Tokens:
+        qkv = self.model.blocks[index - 1].attn.qkv
+        if qkv is not None and type(qkv) is not nn.Linear:
+            # timm reads this linear's weight without calling it: a method's own linear would be passed over.
+            return self.run(index, tokens, self.attend)
         return tokens.with_x(self.model.blocks[index - 1](tokens.x, rope=self._rope(index, tokens)))
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:

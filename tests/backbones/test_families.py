@@ -205,6 +205,30 @@ def test_every_kept_token_carries_its_own_rotary_row(key):
         assert torch.equal(rotary_rows(table, tokens.place[i])[: tokens.prefix], unmoved.expand(tokens.prefix, len(table), -1))
 
 
+class Halved(nn.Linear):
+    """A linear that a method put in another's place: only the first half of its inputs counts."""
+
+    def forward(self, x):
+        return super().forward(x * (torch.arange(x.shape[-1]) < x.shape[-1] // 2))
+
+
+@pytest.mark.parametrize("key", ["eva02", "eva02-fused", "dinov3", "pe-map", "lvvit", "pit", "swin-odd"])
+@torch.no_grad()
+def test_linears_put_in_by_a_method_are_called(key):
+    model, images = model_and_images(key)
+    by_hand = copy.deepcopy(model)
+    for name, linear in list(model.named_modules()):
+        if name.endswith((".qkv", ".q_proj", ".k_proj", ".v_proj")):
+            other = Halved(linear.in_features, linear.out_features, linear.bias is not None)
+            other.weight, other.bias = linear.weight, linear.bias
+            model.set_submodule(name, other)
+            by_hand.get_submodule(name).weight[:, linear.in_features // 2:] = 0
+    anatomy, expected = anatomy_of(model), by_hand(images)
+    assert (expected - built(key)(images)).abs().max() > 1e-3
+    for change in (lambda tokens: tokens, with_all_live, as_ragged):
+        assert (through(anatomy, images, change) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("key", ["pit-distilled", "swin-odd"])
 @torch.no_grad()
 def test_packages_are_carried_through_transitions(key):
