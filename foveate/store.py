@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from foveate.adaptive import AdaptiveModel, adapt
+from foveate.adaptive import AdaptiveModel, adapt, restore
 from foveate.backbones.blueprint import Blueprint
 from foveate.errors import FoveateError
 from foveate.plan import Plan
@@ -32,7 +32,7 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
     """
     model = model if isinstance(model, AdaptiveModel) else adapt(model, Plan())
     folder = Path(folder)
-    blueprint = Blueprint.of(_base(model))
+    blueprint = Blueprint.of(restore(model))
     preprocessing = preprocessing or _own_preprocessing(model)
     labels = labels or list(model.pretrained_cfg.get("label_names") or ())
     try:
@@ -94,11 +94,6 @@ def preprocessing_of(folder: str | Path) -> dict[str, Any]:
     return settings | {"input_size": (3, size, size)}
 
 
-def _base(model: AdaptiveModel) -> nn.Module:
-    from foveate.adaptive import restore
-    return restore(model)
-
-
 def _own_preprocessing(model: AdaptiveModel) -> dict[str, Any]:
     cfg = model.pretrained_cfg
     return {"image_size": int(model.card.image_size[0]), "mean": list(cfg.get("mean", (0.5,) * 3)), "std": list(cfg.get("std", (0.5,) * 3)),
@@ -144,10 +139,12 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _atomically(path: Path, write) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         write(temporary)
+        # safetensors makes files that only their owner may read.
+        os.umask(umask := os.umask(0))
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
