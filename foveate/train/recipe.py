@@ -138,7 +138,7 @@ _RULES = (
 RECIPES = {
     "base-nano": Recipe(epochs=12, batch_size=64, optimizer="nmuon", lr=5e-3, warmup=0.5, drop_path=0.0),
     "spvit": Recipe(epochs=60, batch_size=256, lr=5e-4, backbone_lr=5e-6, warmup=0.0, augmentation="full"),
-    "spvit-nano": Recipe(epochs=5, batch_size=128, lr=2e-3, backbone_lr=2e-4, warmup=0.2, label_smoothing=0.0, drop_path=0.0),
+    "spvit-nano": Recipe(epochs=3, batch_size=64, lr=3e-3, backbone_lr=2e-4, warmup=0.2, label_smoothing=0.0, drop_path=0.0),
 }
 
 
