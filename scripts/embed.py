@@ -27,6 +27,11 @@ ASSETS = Path(__file__).parents[1] / "foveate" / "assets"
 KEPT = ("plan.json", "backbone.json", "preprocessing.json")
 
 
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes files that only their owner may read
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -42,11 +47,11 @@ def main() -> None:
         for name in KEPT:
             shutil.copyfile(arguments.run / name, folder / name)
         plan = Plan.from_json((folder / "plan.json").read_text())
-        save_file(half, folder / "model.safetensors", metadata={"plan": plan.digest()})
+        _save(half, folder / "model.safetensors", {"plan": plan.digest()})
         model, card = load(folder), folder / "card.json"
     else:
         ASSETS.mkdir(exist_ok=True)
-        save_file(half, ASSETS / f"{arguments.name}.safetensors")
+        _save(half, ASSETS / f"{arguments.name}.safetensors")
         model = adapt(Blueprint(arguments.name).build(), Plan())
         load_weights(model, ASSETS / f"{arguments.name}.safetensors")
         card = ASSETS / f"{arguments.name}.card.json"
