@@ -5,13 +5,13 @@ It does not live in foveate.backbones because importing that package registers m
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
 from foveate.errors import FoveateError
+from foveate.files import write_atomic
 from foveate.ledger import Operation
 
 SHIPPED = Path(__file__).parent / "cards"
@@ -218,13 +218,8 @@ def stored_card(name: str) -> Card | None:
 
 def keep_card(card: Card, name: str) -> None:
     """Writes `card` to the user's cache, whole or not at all; a folder that cannot be written is no error."""
-    folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-        with os.fdopen(handle, "w") as file:
-            file.write(card.to_json())
-        os.replace(temporary, folder / f"{name}.json")
+        write_atomic(cache_folder() / f"{name}.json", lambda path: path.write_text(card.to_json()))
     except OSError:
         return
 

@@ -20,7 +20,7 @@ from foveate.counting import count
 from foveate.embedded import embedded_run
 from foveate.insight import pixels_of, token_counts, token_grid
 from foveate.measure.clock import Timing, interleave
-from foveate.measure.machine import machine, package_versions
+from foveate.machine import machine, package_versions
 from foveate.methods import Random, SPViT
 from foveate.plan import Plan
 from foveate.report import Made, Results, Row, save_results, terminal_table, write_report

@@ -8,7 +8,6 @@ The accuracy on the card is measured here, on the full test set, with the float1
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -18,18 +17,12 @@ from foveate.adaptive import adapt
 from foveate.backbones.blueprint import Blueprint
 from foveate.counting import count
 from foveate.plan import Plan
-from foveate.store import load, load_weights
+from foveate.store import load, load_weights, save
 from foveate.train.data import load_data
 from foveate.train.evaluate import evaluate
 from foveate.train.preprocessing import Preprocessing
 
 ASSETS = Path(__file__).parents[1] / "foveate" / "assets"
-KEPT = ("plan.json", "backbone.json", "preprocessing.json")
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    save_file(tensors, path, metadata=metadata)
-    path.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
 def main() -> None:
@@ -39,19 +32,18 @@ def main() -> None:
     parser.add_argument("--as-run", action="store_true", help="keep the whole run folder's form, under assets/runs")
     parser.add_argument("--command", help="the command that reproduces the run, if it was not started by it")
     arguments = parser.parse_args()
-    source = arguments.run / "model.safetensors"
-    half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(source).items()}
     if arguments.as_run:
         folder = ASSETS / "runs" / arguments.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            shutil.copyfile(arguments.run / name, folder / name)
-        plan = Plan.from_json((folder / "plan.json").read_text())
-        _save(half, folder / "model.safetensors", {"plan": plan.digest()})
+        trained = load(arguments.run)
+        settings = json.loads((arguments.run / "preprocessing.json").read_text())
+        save(trained.half(), folder, settings, list(trained.pretrained_cfg["label_names"]))
         model, card = load(folder), folder / "card.json"
     else:
         ASSETS.mkdir(exist_ok=True)
-        _save(half, ASSETS / f"{arguments.name}.safetensors")
+        half = {k: v.half() for k, v in load_file(arguments.run / "model.safetensors").items()}
+        path = ASSETS / f"{arguments.name}.safetensors"
+        save_file(half, path)
+        path.chmod(0o644)  # safetensors makes files that only their owner may read
         model = adapt(Blueprint(arguments.name).build(), Plan())
         load_weights(model, ASSETS / f"{arguments.name}.safetensors")
         card = ASSETS / f"{arguments.name}.card.json"

@@ -58,7 +58,7 @@ def inspect(
         with waiting("loading the model"):
             from foveate import insight
             from foveate.cli.images import images_for
-            from foveate.measure.machine import package_versions
+            from foveate.machine import package_versions
             from foveate.report import Made
 
             started = time.strftime("%Y-%m-%dT%H:%M:%S%z")

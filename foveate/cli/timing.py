@@ -172,7 +172,7 @@ def _triples(rows: list[dict[str, Any]], name: str) -> dict[int, tuple[float, fl
 
 
 def _write(out: Path, data: dict[str, Any], drawn: list[list[Row]], command: str, started: str, seconds: float) -> Path:
-    from foveate.measure import machine
+    from foveate.machine import machine
     from foveate.report import Made, Results, save_results, write_report
 
     found = machine()

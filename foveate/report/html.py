@@ -7,11 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from foveate.files import write_atomic
 from foveate.report import figures
 from foveate.report.heatmaps import head_maps_html
 from foveate.report.page import PAGE
 from foveate.report.results import Results
-from foveate.report.store import from_dict, load_results, replace_file
+from foveate.report.store import from_dict, load_results
 from foveate.report.style import as_list, looks, to_svg
 from foveate.report.table import html_table
 from foveate.report.tokens import token_grid_html
@@ -25,7 +26,8 @@ def write_report(path: str | Path, results: Results | Mapping[str, Any]) -> Path
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, render(results if isinstance(results, Results) else from_dict(results)).encode())
+    page = render(results if isinstance(results, Results) else from_dict(results))
+    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 
 

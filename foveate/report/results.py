@@ -118,7 +118,7 @@ class Made:
 class Results:
     """Everything a report shows.
 
-    sentence: what was found, in one sentence; machine: the dictionary of `foveate.measure.machine()`;
+    sentence: what was found, in one sentence; machine: the dictionary of `foveate.machine.machine()`;
     notes: sentences that a reader must know, such as what was left out and why.
     """
 

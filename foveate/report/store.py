@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import types
 import typing
 import zipfile
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import FoveateError
+from foveate.files import write_atomic
 from foveate.report.results import Results
 
 VERSION = 1
@@ -41,9 +41,9 @@ def save_results(folder: str | Path, results: Results) -> None:
     form = _without_arrays(to_dict(results), arrays, "")
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
-    replace_file(folder / "results.npz", packed.getvalue())
+    write_atomic(folder / "results.npz", lambda path: path.write_bytes(packed.getvalue()))
     text = json.dumps({"version": VERSION, "arrays": _digest(packed.getvalue()), "results": form}, indent=1)
-    replace_file(folder / "results.json", text.encode())
+    write_atomic(folder / "results.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load_results(folder: str | Path) -> Results:
@@ -139,10 +139,3 @@ def _built_dataclass(kind: type, value: Any, place: str) -> Any:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write beside `path` and rename, so that an interrupted write leaves the old file whole."""
-    beside = path.with_name(path.name + f".{os.getpid()}.new")
-    beside.write_bytes(data)
-    os.replace(beside, path)

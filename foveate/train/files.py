@@ -1,10 +1,6 @@
 """Files of a run folder, written so that an interruption never leaves half of one behind."""
 
 import json
-import os
-import platform
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -12,24 +8,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.files import write_atomic
+from foveate.machine import machine
 
 CHECKPOINT_FORMAT = 1
-PACKAGES = ("foveate", "torch", "torchvision", "timm", "lightning", "numpy")
-
-
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left_by_a_killed_run in path.parent.glob(f".{path.name}.*.tmp"):
-        left_by_a_killed_run.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,25 +67,5 @@ def read_lines(path: Path) -> list[dict]:
 
 def environment() -> dict:
     """Return versions and machine, for run.json."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    return {"versions": versions, "machine": machine}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    card = machine()
+    return {"versions": card.pop("versions"), "machine": card | {"torch_threads": torch.get_num_threads()}}

@@ -73,4 +73,4 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
 def test_environment_names_what_matters():
     found = environment()
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
-    assert found["machine"]["cores"] >= 1 and json.dumps(found)
+    assert found["machine"]["cpu_cores"] >= 1 and json.dumps(found)

@@ -82,7 +82,7 @@ def test_a_run_folder_holds_what_the_run_was(tmp_path):
     assert quietly(model, tmp_path, command="foveate train ...") == tmp_path
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["command"] == "foveate train ..." and run["data"] == "digits" and run["seed"] == 0
-    assert run["versions"]["torch"] and run["machine"]["cores"] and run["test"]["n"] == 10
+    assert run["versions"]["torch"] and run["machine"]["cpu_cores"] and run["test"]["n"] == 10
     assert (run["steps"], run["of_steps"]) == (6, 6)
     assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == RECIPE
     lines = read_lines(tmp_path / "metrics.jsonl")

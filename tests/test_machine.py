@@ -1,4 +1,4 @@
-"""measure/machine.py: the machine card."""
+"""The machine card."""
 
 import json
 import shutil
@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from foveate.measure import machine
-from foveate.measure.machine import _cpu_info, _fast_paths, _git_commit, package_versions
+from foveate.machine import machine, _cpu_info, _fast_paths, _git_commit, package_versions
 
 
 def test_the_card_is_json_and_names_what_explains_a_figure():
@@ -41,5 +40,5 @@ def test_no_commit_outside_a_checkout_nor_in_a_foreign_one(tmp_path):
 
 
 def test_no_torch_is_loaded_for_it():
-    code = "import sys; from foveate.measure import machine; machine(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from foveate.machine import machine; machine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
