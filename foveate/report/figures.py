@@ -1,7 +1,8 @@
 """The figures of a report: what accuracy costs, what the clock says to the operation count, how many tokens stay."""
 
-import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from foveate.report.results import Curve, Row, TokenCounts
 from foveate.report.style import COLOURS, INK, MUTED, PAPER, looks, new_figure, styled
 
 WIDTH_IN = 5.0
+LONGEST_LABEL = 30
 
 
 def batches_of(rows: Sequence[Row]) -> list[int]:
@@ -29,34 +31,25 @@ def pareto_macs(rows: Sequence[Row]) -> Figure:
     look = looks(rows)
     # Backends share their operation counts; where they share the accuracy too, one point stands for all.
     points = {(row.plan, row.macs, row.accuracy_percent): row for row in rows}.values()
-    with styled():
-        figure, axes = new_figure(WIDTH_IN, 3.5)
-        axis = axes[0, 0]
-        for row in points:
-            _point(axis, look[row.plan], row.macs / divisor, row)
-        axis.set(xlabel=f"{unit} per image", ylabel="top-1 accuracy (%)", title="Accuracy and operations")
-        _label_points(figure, axis, [(row.macs / divisor, row.accuracy_percent, row.plan, look[row.plan][0]) for row in points])
-    return figure
+    drawn = [_Point(row.macs / divisor, row, row.plan, *look[row.plan]) for row in points]
+    return _scatter(drawn, f"{unit} per image", "Accuracy and operations")
 
 
 def pareto_latency(rows: Sequence[Row], batch: int) -> Figure:
-    """Accuracy over measured milliseconds per image at one batch size; quartiles as horizontal bars."""
+    """Accuracy over measured milliseconds per image at one batch size; quartiles as horizontal bars.
+
+    Where several backends were measured, points of all but the first are hollow.
+    """
     rows = [row for row in _evaluated(rows) if batch in row.latency_ms]
-    look = looks(rows)
-    several = len({(row.backend, row.precision) for row in rows}) > 1
-    with styled():
-        figure, axes = new_figure(WIDTH_IN, 3.5)
-        axis, labels = axes[0, 0], []
-        for row in rows:
-            median, low, high = row.latency_ms[batch]
-            _point(axis, look[row.plan], median, row, x_error=[[median - low], [high - median]])
-            name = f"{row.plan} ({row.backend} {row.precision})" if several else row.plan
-            labels.append((median, row.accuracy_percent, name, look[row.plan][0]))
-        images = "1 image" if batch == 1 else f"{batch} images"
-        axis.set(xlabel=f"milliseconds per image, {images} at a time", ylabel="top-1 accuracy (%)")
-        axis.set_title(f"Accuracy and time, batch {batch}")
-        _label_points(figure, axis, labels)
-    return figure
+    look, backends = looks(rows), list(dict.fromkeys((row.backend, row.precision) for row in rows))
+    drawn = []
+    for row in rows:
+        median, low, high = row.latency_ms[batch]
+        first = (row.backend, row.precision) == backends[0]
+        name = row.plan if len(backends) == 1 else f"{row.plan}, {row.backend} {row.precision}"
+        drawn.append(_Point(median, row, name, *look[row.plan], hollow=not first, x_error=[[median - low], [high - median]]))
+    images = "1 image" if batch == 1 else f"{batch} images"
+    return _scatter(drawn, f"milliseconds per image, {images} at a time", f"Accuracy and time, batch {batch}")
 
 
 def speedup_bars(rows: Sequence[Row]) -> Figure:
@@ -65,30 +58,28 @@ def speedup_bars(rows: Sequence[Row]) -> Figure:
     A bar is the median over the rounds, its whisker the quartiles; the upright stroke is dense MACs over the plan's MACs.
     """
     dense = {(row.backend, row.precision): row.macs for row in rows if row.is_baseline}
-    look, several = looks(rows), len({(row.backend, row.precision) for row in rows}) > 1
+    look, several = looks(rows), len({(row.backend, row.precision) for row in rows if row.speedup}) > 1
     rows = [row for row in rows if row.speedup and not row.is_baseline]
     batches = sorted({batch for row in rows for batch in row.speedup})
-    thick = 0.8 / max(1, len(batches))
+    thick, furthest = 0.68 / max(1, len(batches)), 1.0
     with styled():
-        figure, axes = new_figure(WIDTH_IN, 1.3 + len(rows) * (0.2 + 0.27 * len(batches)))
+        figure, axes = new_figure(WIDTH_IN, 1.25 + len(rows) * (0.36 + 0.26 * len(batches)))
         axis = axes[0, 0]
-        furthest = 1.0
         for place, row in enumerate(rows):
+            name = f"{row.plan}, {row.backend} {row.precision}" if several else row.plan
+            axis.text(0, place - 0.36, _shortened(name, 60), fontsize=9.5, va="bottom", color=look[row.plan][0])
             for index, batch in enumerate(batches):
                 if batch in row.speedup:
-                    y = place + (index - (len(batches) - 1) / 2) * thick
-                    _bar(axis, y, 0.86 * thick, row.speedup[batch], look[row.plan][0], batch, faint=index % 2 == 0)
+                    y = place - 0.34 + (index + 0.5) * thick
+                    _bar(axis, y, 0.9 * thick, row.speedup[batch], look[row.plan][0], batch, faint=index % 2 == 0)
             promised = dense.get((row.backend, row.precision), 0) / row.macs
             if promised:
-                axis.plot([promised, promised], [place - 0.44, place + 0.44], color=INK, linewidth=2.2)
+                axis.plot([promised, promised], [place - 0.36, place + 0.36], color=INK, linewidth=2.2)
             furthest = max(furthest, promised, *(spread[2] for spread in row.speedup.values()))
         axis.plot([], [], color=INK, linewidth=2.2, label="what the operation count promises")
-        axis.axvline(1, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        names = [f"{row.plan}\n{row.backend} {row.precision}" if several else textwrap.fill(row.plan, 20) for row in rows]
-        axis.set_yticks(range(len(rows)), names)
-        axis.set(xlim=(0, 1.1 * furthest), ylim=(len(rows) - 0.45, -0.55))
+        axis.axvline(1, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
+        axis.set(xlim=(0, 1.1 * furthest), ylim=(len(rows) - 0.55, -0.75), yticks=[])
         axis.set(xlabel="speed-up over dense, same backend", title="The clock and the operation count")
-        axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
         figure.legend(loc="outside lower left", frameon=False, fontsize=9.5)
     return figure
@@ -108,13 +99,14 @@ def kept_histogram(counts: Sequence[TokenCounts], look: dict[str, tuple[str, str
             left = np.mean([np.median(c.kept[stage]) for c in there]) > total / 2
             for line, one in enumerate(there):
                 label = one.plan if stage == 0 else None
-                words = _histogram(axis, np.asarray(one.kept[stage]), one.total[stage], colours[one.plan], label)
+                words = _histogram(axis, np.asarray(one.kept[stage]), one.total[stage], colours[one.plan], label and _shortened(label, 62))
                 axis.text(0.02 if left else 0.98, 0.95 - 0.2 * line, words, transform=axis.transAxes, fontsize=9.5, va="top",
                           ha="left" if left else "right", color=colours[one.plan])  # fmt: skip
             axis.set(xlim=(0, 1.02 * total), ylabel="images (%)")
             axis.set_title(f"{stages[stage]} (of {total} patches)", fontweight="normal")
         axes[-1, 0].set_xlabel("patch tokens kept")
-        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        columns = 2 if max(len(c.plan) for c in counts) <= LONGEST_LABEL else 1
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=10 if columns == 2 else 9.5)
     return figure
 
 
@@ -136,10 +128,43 @@ def _evaluated(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.accuracy_percent is not None]
 
 
-def _point(axis, look: tuple[str, str], x: float, row: Row, x_error=None) -> None:
-    colour, marker = look
-    axis.errorbar(x, row.accuracy_percent, xerr=x_error, yerr=row.accuracy_error, color=colour, marker=marker, markersize=8,
-                  markeredgecolor=PAPER, markeredgewidth=1, elinewidth=1.4, capsize=0, linestyle="none")  # fmt: skip
+@dataclass(frozen=True)
+class _Point:
+    """A plan in an accuracy plot."""
+
+    x: float
+    row: Row
+    name: str
+    colour: str
+    marker: str
+    hollow: bool = False
+    x_error: Any = None
+
+
+def _scatter(points: Sequence[_Point], x_label: str, title: str) -> Figure:
+    """Accuracies with their errors; names stand beside the points, or in a legend where one is too long for that."""
+    long = any(len(point.name) > LONGEST_LABEL for point in points)
+    with styled():
+        figure, axes = new_figure(WIDTH_IN, 3.4 + (0.24 * len(points) if long else 0))
+        axis = axes[0, 0]
+        for p in points:
+            axis.errorbar(p.x, p.row.accuracy_percent, xerr=p.x_error, yerr=p.row.accuracy_error, color=p.colour, marker=p.marker,
+                          markersize=8, markerfacecolor=PAPER if p.hollow else p.colour, linestyle="none", elinewidth=1.4,
+                          markeredgecolor=p.colour if p.hollow else PAPER, markeredgewidth=1.6 if p.hollow else 1, capsize=0,
+                          label=_shortened(p.name, 62))  # fmt: skip
+        axis.set(xlabel=x_label, ylabel="top-1 accuracy (%)", title=title)
+        axis.margins(x=0.12 if long else 0.22, y=0.25)
+        if long:
+            figure.legend(loc="outside lower left", frameon=False, fontsize=9.5)
+        else:
+            _label_points(figure, axis, points)
+    return figure
+
+
+def _shortened(name: str, width: int) -> str:
+    """`name` without its middle: plans differ at their ends, where select=argmax and the backend stand."""
+    half = (width - 1) // 2
+    return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
 def _bar(axis, y: float, height: float, spread, colour: str, batch: int, faint: bool) -> None:
@@ -166,22 +191,22 @@ def _histogram(axis, kept: np.ndarray, total: int, colour: str, label: str | Non
     return f"median {median:.0f}, quartiles {low:.0f} to {high:.0f}"
 
 
-def _label_points(figure: Figure, axis, points: Sequence[tuple[float, float, str, str]]) -> None:
+def _label_points(figure: Figure, axis, points: Sequence[_Point]) -> None:
     """Write each point's name beside it, at the first of eight places that covers neither a point nor another name."""
-    axis.margins(x=0.22, y=0.25)
     figure.draw_without_rendering()
-    renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()
-    taken = [np.array([*(xy - 7), *(xy + 7)]) for xy in axis.transData.transform([point[:2] for point in points])]
-    for x, y, name, colour in points:
-        text = textwrap.shorten(name, 60, placeholder=" ...") if len(name) > 60 else name
-        best, best_cost = None, np.inf
+    renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent().extents
+    centres = axis.transData.transform([(point.x, point.row.accuracy_percent) for point in points])
+    taken = [np.array([*(centre - 7), *(centre + 7)]) for centre in centres]
+    for point in points:
+        best, best_cost, best_box = None, np.inf, None
         for dx, dy in ((9, 7), (9, -7), (-9, 7), (-9, -7), (0, 11), (0, -11), (14, 0), (-14, 0)):
             label = axis.annotate(
-                textwrap.fill(text, 24), (x, y), (dx, dy), textcoords="offset points", color=colour, fontsize=10,
-                ha=("right", "center", "left")[int(np.sign(dx)) + 1], va=("top", "center", "bottom")[int(np.sign(dy)) + 1],
+                point.name, (point.x, point.row.accuracy_percent), (dx, dy), textcoords="offset points", color=point.colour,
+                fontsize=10, ha=("right", "center", "left")[int(np.sign(dx)) + 1],
+                va=("top", "center", "bottom")[int(np.sign(dy)) + 1],
             )  # fmt: skip
             box = label.get_window_extent(renderer).extents
-            cost = sum(_overlap(box, other) for other in taken) + (_area(box) - _overlap(box, frame.extents)) * 3
+            cost = sum(_overlap(box, other) for other in taken) + 3 * (_area(box) - _overlap(box, frame))
             if cost < best_cost:
                 if best is not None:
                     best.remove()

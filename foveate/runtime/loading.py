@@ -103,7 +103,7 @@ def _fastest(engines: list[Engine], example: Tensor) -> tuple[Engine, dict[str, 
     for _ in range(ROUNDS):
         for engine in able:
             start = time.perf_counter()
-            engine(example[:batch])
+            engine(example[:batch]).cpu()  # waits for an accelerator
             times[engine.name].append(1000 * (time.perf_counter() - start) / batch)
     ms = {name: statistics.median(values) for name, values in times.items()}
     best = min(able, key=lambda engine: ms[engine.name])

@@ -31,7 +31,7 @@ def openvino_graph(model: nn.Module, images: Tensor, single: bool) -> "openvino.
     and reports each conversion to a server.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float32)
-    images = images[:1] if single else images
+    images = images[: 1 if single else None].to("cpu", torch.float32)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer warns of every constant; the check at load is what counts

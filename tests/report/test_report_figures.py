@@ -40,7 +40,19 @@ def test_one_point_stands_for_backends_that_agree(rows):
     twice = [*rows, *(replace(r, backend="torch") for r in rows)]
     assert len(words(pareto_macs(twice))) == 3
     assert len(words(pareto_latency(twice, 16))) == 6
-    assert "dense (torch bf16)" in words(pareto_latency(twice, 16))
+    assert "dense, torch bf16" in words(pareto_latency(twice, 16))
+
+
+def test_plans_too_long_for_a_label_go_to_a_legend_that_keeps_what_tells_them_apart(rows):
+    inline = "spvit(after=[3, 6, 9], keep=[0.637, 0.406, 0.259], select=argmax)"
+    rows = [rows[0], replace(rows[1], plan=inline), replace(rows[1], plan=inline, backend="torch")]
+    figure = pareto_latency(rows, 16)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words(figure) == [] and names[0] == "dense, openvino bf16"
+    assert len(set(names)) == 3 and all(len(name) <= 62 for name in names)
+    assert names[1].startswith("spvit(after=[3, 6, 9]") and names[2].endswith("select=argmax), torch bf16")
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_latency_figure_takes_its_batch_and_skips_what_was_not_measured(rows):
