@@ -37,7 +37,6 @@ class Training(LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        self.model.train()
         teacher = self.objective.teacher
         if teacher is not None:
             teacher.to(self.device).eval()

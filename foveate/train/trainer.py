@@ -84,6 +84,7 @@ def run_steps(
     )
     with quiet_lightning():
         trainer.callbacks.append(keeper)
+        module.train()
         trainer.fit(module, loader)
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def test_a_run_folder_holds_what_the_run_was(tmp_path):
     assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == RECIPE
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [1, 2] and lines[0].keys() >= {"loss", "cross_entropy", "lr", "validation_loss"}
+    cosine = [RECIPE.lr * (1 + math.cos(math.pi * step / 6)) / 2 for step in (2, 5)]
+    assert [line["lr"] for line in lines] == pytest.approx(cosine)
     assert not model.training
     loaded = foveate.load(tmp_path)
     images = torch.rand(2, 3, 8, 8)
