@@ -70,7 +70,7 @@ def die_before_the_checkpoint(out: Path) -> None:
 
     def half(path, state):
         if state["step"] == 12:
-            path.with_name(".last.ckpt.1.tmp").write_bytes(b"half")
+            path.with_name(f".last.ckpt.{os.getpid()}.tmp").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         files.write_checkpoint(path, state)
 
