@@ -108,8 +108,8 @@ def _rows(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
 def _prune_some(tokens: Tokens, rows: Tensor, keep: Tensor, chance: Tensor, rule: Rule) -> Tokens:
     """Prunes where the decisions keep [R] and probabilities chance [R, 2] are those of the patch rows `rows` [R] only."""
     place = tokens.places().flatten()
-    all_keep = torch.zeros_like(place, dtype=torch.bool).index_put((rows,), keep)
-    all_weight = chance.new_zeros(place.shape).index_put((rows,), _weight(chance, rule))
+    all_keep = torch.zeros_like(place, dtype=torch.bool).scatter(0, rows, keep)
+    all_weight = chance.new_zeros(place.shape).scatter(0, rows, _weight(chance, rule))
     return prune_rows(tokens, all_keep, all_weight, rule.package)
 
 
