@@ -142,10 +142,9 @@ class _Point:
 
 
 def _scatter(points: Sequence[_Point], x_label: str, title: str) -> Figure:
-    """Accuracies with their errors; names stand beside the points, or in a legend where one is too long for that."""
-    long = any(len(point.name) > LONGEST_LABEL for point in points)
+    """Accuracies with their errors; names stand beside the points, or in a legend where there is no room for one of them."""
     with styled():
-        figure, axes = new_figure(WIDTH_IN, 3.4 + (0.24 * len(points) if long else 0))
+        figure, axes = new_figure(WIDTH_IN, 3.4)
         axis = axes[0, 0]
         for p in points:
             axis.errorbar(p.x, p.row.accuracy_percent, xerr=p.x_error, yerr=p.row.accuracy_error, color=p.colour, marker=p.marker,
@@ -153,11 +152,14 @@ def _scatter(points: Sequence[_Point], x_label: str, title: str) -> Figure:
                           markeredgecolor=p.colour if p.hollow else PAPER, markeredgewidth=1.6 if p.hollow else 1, capsize=0,
                           label=_shortened(p.name, 62))  # fmt: skip
         axis.set(xlabel=x_label, ylabel="top-1 accuracy (%)", title=title)
-        axis.margins(x=0.12 if long else 0.22, y=0.25)
-        if long:
+        axis.margins(x=0.22, y=0.25)
+        short = all(len(point.name) <= LONGEST_LABEL for point in points)
+        if not (short and _label_points(figure, axis, points)):
+            for text in list(axis.texts):
+                text.remove()
+            axis.margins(x=0.12, y=0.25)
+            figure.set_figheight(3.4 + 0.24 * len(points))
             figure.legend(loc="outside lower left", frameon=False, fontsize=9.5)
-        else:
-            _label_points(figure, axis, points)
     return figure
 
 
@@ -191,14 +193,16 @@ def _histogram(axis, kept: np.ndarray, total: int, colour: str, label: str | Non
     return f"median {median:.0f}, quartiles {low:.0f} to {high:.0f}"
 
 
-def _label_points(figure: Figure, axis, points: Sequence[_Point]) -> None:
-    """Write each point's name beside it, at the first of eight places that covers neither a point nor another name."""
+def _label_points(figure: Figure, axis, points: Sequence[_Point]) -> bool:
+    """Write each point's name beside it, at the first of eight places that covers neither a point nor another name.
+
+    Returns whether every name found such a place inside the frame.
+    """
     figure.draw_without_rendering()
     renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent().extents
     centres = axis.transData.transform([(point.x, point.row.accuracy_percent) for point in points])
     taken = [np.array([*(centre - 7), *(centre + 7)]) for centre in centres]
     for point in points:
-        best, best_cost, best_box = None, np.inf, None
         for dx, dy in ((9, 7), (9, -7), (-9, 7), (-9, -7), (0, 11), (0, -11), (14, 0), (-14, 0)):
             label = axis.annotate(
                 point.name, (point.x, point.row.accuracy_percent), (dx, dy), textcoords="offset points", color=point.colour,
@@ -206,22 +210,16 @@ def _label_points(figure: Figure, axis, points: Sequence[_Point]) -> None:
                 va=("top", "center", "bottom")[int(np.sign(dy)) + 1],
             )  # fmt: skip
             box = label.get_window_extent(renderer).extents
-            cost = sum(_overlap(box, other) for other in taken) + 3 * (_area(box) - _overlap(box, frame))
-            if cost < best_cost:
-                if best is not None:
-                    best.remove()
-                best, best_cost, best_box = label, cost, box
-            else:
-                label.remove()
-            if best_cost == 0:
+            inside = (box[:2] >= frame[:2]).all() and (box[2:] <= frame[2:]).all()
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
                 break
-        taken.append(best_box)
+            label.remove()
+        else:
+            return False
+    return True
 
 
-def _area(box: np.ndarray) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    return float(sides[0] * sides[1]) if (sides > 0).all() else 0.0
+def _overlap(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two boxes (x0, y0, x1, y1) cover each other."""
+    return bool((np.minimum(one[2:], other[2:]) > np.maximum(one[:2], other[:2])).all())

@@ -32,15 +32,23 @@ def test_points_stand_at_their_figures_and_are_named(rows):
 
 
 def test_labels_of_crowded_points_do_not_cover_each_other(row):
-    rows = [row(f"plan {i}", macs=2.3e9 + 2e7 * i, accuracy_percent=79.0 + 0.05 * i, baseline="plan 0") for i in range(4)]
-    assert overlaps(pareto_macs(rows)) == []
+    rows = [row(f"plan {i}", macs=2.3e9 + 2e8 * i, accuracy_percent=79.0 + 0.4 * i, baseline="plan 0") for i in range(4)]
+    figure = pareto_macs(rows)
+    assert len(words(figure)) == 4 and overlaps(figure) == []
+
+
+def test_points_on_top_of_each_other_are_named_in_a_legend(row):
+    rows = [row(f"plan {i}", accuracy_percent=79.0 + 0.01 * i, baseline="plan 0") for i in range(9)]
+    figure = pareto_macs(rows)
+    assert words(figure) == [] and len(figure.legends[0].get_texts()) == 9
 
 
 def test_one_point_stands_for_backends_that_agree(rows):
-    twice = [*rows, *(replace(r, backend="torch") for r in rows)]
+    twice = [*rows, *(replace(r, backend="torch", latency_ms={16: (40.0, 39.0, 41.0)}) for r in rows)]
     assert len(words(pareto_macs(twice))) == 3
-    assert len(words(pareto_latency(twice, 16))) == 6
-    assert "dense, torch bf16" in words(pareto_latency(twice, 16))
+    crowded = pareto_latency(twice, 16)
+    names = [text.get_text() for text in crowded.legends[0].get_texts()]
+    assert words(crowded) == [] and len(names) == 6 and "dense, torch bf16" in names
 
 
 def test_plans_too_long_for_a_label_go_to_a_legend_that_keeps_what_tells_them_apart(rows):
