@@ -132,6 +132,18 @@ def test_per_image_counts_run_one_image_at_a_time_in_openvino(images):
 
 
 @needs_openvino
+def test_openvino_runs_an_argmax_plan_image_by_image():
+    model, images = tiny.adapted(ARGMAX, "deit").eval(), tiny.images("deit", 8)
+    with torch.no_grad():
+        expected, trace = model.traced(images)
+    assert len(set(trace.tokens[0])) > 1  # the graph was traced with one image and must be right for the others
+    engine = load_engine(model, "openvino", "fp32", images)
+    assert engine.max_batch == 1 and engine.agreement.worst < 1e-5
+    torch.testing.assert_close(torch.cat([engine(image[None]) for image in images]), expected, atol=1e-4, rtol=1e-4)
+    refused("8 images at once", engine, images)
+
+
+@needs_openvino
 def test_a_graph_that_froze_a_decision_is_refused_with_its_figure(images):
     class Frozen(Narrow):
         def forward(self, images):
