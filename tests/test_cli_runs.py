@@ -60,6 +60,16 @@ def test_pause_and_resume(capsys, tmp_path):
     assert answer(capsys, *command, "--resume") == done
 
 
+def test_first_weights_grown_from_the_embedded_twin(capsys, monkeypatch, tmp_path):
+    import timm
+
+    seen = {}
+    monkeypatch.setattr("foveate.train.base.fit", lambda model, out, sets, recipe, **options: seen.update(options))
+    code, *_ = run(capsys, "train", "foveate_nano", "--data", "fashion-mnist-subset", "--init", "grow:foveate_nano_p4", "--out", tmp_path / "run")
+    assert code == 0
+    assert seen["init"] == "grow:" + timm.create_model("foveate_nano_p4").pretrained_cfg["file"]
+
+
 def test_adapt_leaves_a_tested_run_with_its_trace(pruned, base):
     names = {"plan.json", "backbone.json", "preprocessing.json", "model.safetensors", "recipe.json", "run.json", "metrics.jsonl", "trace.json"}
     assert names <= {path.name for path in pruned.iterdir()}

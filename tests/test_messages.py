@@ -86,6 +86,7 @@ def photos(tmp_path) -> Path:
         (["count", DEIT, "--include", "heads"], "heads", "blocks"),
         (["count", DEIT, "--trace", "nowhere"], "nowhere", "foveate eval"),
         (["count", "runs/nowhere"], "runs/nowhere", "ls"),
+        (["count", "spvit-deit-small"], "preset", "deit_small_patch16_224 --plan spvit-deit-small"),
         (["models", "zzzz"], "zzzz", "shorter"),
         (["models", "deit_smal_patch"], "deit_smal_patch", "did you mean"),
         (["methods", "spvitt"], "spvitt", "spvit"),
@@ -167,13 +168,14 @@ def test_weights_of_another_architecture(dense, model, capsys):
     assert "--weights" in refused(capsys, "eval", dense, "--weights", dense)["do"]
 
 
-def test_weights_that_are_no_numbers(dense, model, capsys):
-    from safetensors.torch import load_file, save_file
+def test_weights_that_are_no_numbers(capsys, tmp_path):
+    import timm
+    from safetensors.torch import save_file
 
-    state = load_file(dense / "model.safetensors")
+    state = timm.create_model(NANO).state_dict()
     state["blocks.1.mlp.fc1.weight"][0, 0] = float("nan")
-    save_file(state, dense / "model.safetensors")
-    parts = refused(capsys, "eval", dense, "--data", "digits")
+    save_file(state, tmp_path / "bad.safetensors")
+    parts = refused(capsys, "eval", NANO, "--weights", tmp_path / "bad.safetensors", "--data", "digits")
     assert "blocks.1.mlp.fc1.weight" in parts["given"]
     assert "NaN" in parts["given"]
 

@@ -62,7 +62,7 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN", show_default=False, help="First weights from a run, or grow:RUN from a twin with larger patches or another image size."),
+        typer.Option(metavar="RUN", show_default=False, help="First weights from a run, or grow:RUN from a twin with larger patches or another image size (grow:foveate_nano_p4)."),
     ] = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -80,7 +80,7 @@ def train(
 
     Validates after each epoch and tests once at the end. Ctrl-C or a crash loses at most five minutes: --resume goes on.
     """
-    from foveate.cli.targets import named_run
+    from foveate.cli.targets import named_weights
 
     with answering(json) as answer:
         chosen = chosen_recipe(recipe, seed, epochs, batch_size, split, settings)
@@ -96,7 +96,7 @@ def train(
         start = init or (str(weights) if weights else None)
         if start:
             grown = start.startswith("grow:")
-            start = "grow:" * grown + named_run(start.removeprefix("grow:"))
+            start = "grow:" * grown + named_weights(start.removeprefix("grow:"))
         with _stoppable():
             train_base(
                 model, out, data or ("imagefolder" if data_dir else "fashion-mnist-subset"), chosen, data_dir=data_dir, pretrained=pretrained,

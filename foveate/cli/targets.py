@@ -52,6 +52,7 @@ def target_of(text: str) -> Target:
     """
     from foveate.card import stored_card
     from foveate.embedded import embedded_run, embedded_runs
+    from foveate.presets import presets
 
     path = Path(text)
     if (path / "plan.json").is_file():
@@ -73,6 +74,10 @@ def target_of(text: str) -> Target:
         runs = f", an embedded run ({', '.join(embedded_runs())})" if embedded_runs() else ""
         raise FoveateError(
             f"run {text!r}, which is no folder here", f"a run folder{runs}, or a backbone (`foveate models`)", "check the path (`ls`)"
+        )
+    if text in presets():
+        raise FoveateError(
+            f"{text}, which is a preset's name", "a run folder or a backbone (`foveate models`)", f"give it as a plan: {presets()[text].model} --plan {text}"
         )
     return Target(text)
 
@@ -111,6 +116,12 @@ def named_run(text: str) -> str:
     from foveate.embedded import embedded_run, embedded_runs
 
     return str(embedded_run(text)) if text in embedded_runs() and not Path(text).exists() else text
+
+
+def named_weights(text: str) -> str:
+    """An embedded run's or backbone's name as its folder or file, any other text as it is."""
+    file = ASSETS / f"{text}.safetensors"
+    return str(file) if file.is_file() and not Path(text).exists() else named_run(text)
 
 
 def open_model(
@@ -154,7 +165,7 @@ def _backbone(target: Target, weights: Path | None, pretrained: bool, random_wei
     if weights and pretrained:
         raise FoveateError("--weights and --pretrained", "one of the two", "leave out --pretrained: the file has the weights")
     if weights:
-        return _with_weights(target.text, classes, Path(named_run(str(weights))))
+        return _with_weights(target.text, classes, Path(named_weights(str(weights))))
     if not (pretrained or target.embedded or random_weights):
         near = difflib.get_close_matches(target.text, [p.stem for p in ASSETS.glob("*.safetensors")], n=1)
         raise FoveateError(
