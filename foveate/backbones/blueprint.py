@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -25,11 +26,20 @@ def _pair(size: Any) -> Any:
 
 def _layer_scale(block: nn.Module) -> float | None:
     # The initial value is spent once trained; only whether LayerScale is there matters for a rebuilt model.
-    return 1e-5 if getattr(block, "gamma_1", None) is not None or hasattr(getattr(block, "ls1", None), "gamma") else None
+    return 1e-5 if any(n.rpartition(".")[2] in ("gamma", "gamma_1") for n, _ in block.named_parameters()) else None
 
 
 def _mlp_ratio(block: nn.Module) -> float:
-    return round(block.mlp.fc1.out_features / block.mlp.fc1.in_features, 6)
+    # Rounded up, because timm cuts the product with the width off.
+    return math.ceil(block.mlp.fc1.out_features / block.mlp.fc1.in_features * 1e6) / 1e6
+
+
+def _heads(block: nn.Module) -> int:
+    return next(m.num_heads for m in block.modules() if hasattr(m, "num_heads"))
+
+
+def _is_there(part: nn.Module) -> bool:
+    return not isinstance(part, nn.Identity)
 
 
 _COMMON: dict[str, Callable[[nn.Module], Any]] = {
@@ -43,7 +53,7 @@ _FLAT: dict[str, Callable[[nn.Module], Any]] = _COMMON | {
     "patch_size": lambda m: _pair(m.patch_embed.patch_size),
     "embed_dim": lambda m: m.embed_dim,
     "depth": lambda m: len(m.blocks),
-    "num_heads": lambda m: m.blocks[0].attn.num_heads,
+    "num_heads": lambda m: _heads(m.blocks[0]),
     "dynamic_img_size": lambda m: m.dynamic_img_size,
     "class_token": lambda m: m.cls_token is not None,
     "no_embed_class": lambda m: m.no_embed_class,
@@ -53,9 +63,21 @@ _VIT: dict[str, Callable[[nn.Module], Any]] = _FLAT | {
     "mlp_ratio": lambda m: _mlp_ratio(m.blocks[0]),
     "reg_tokens": lambda m: m.num_reg_tokens,
     "qkv_bias": lambda m: m.blocks[0].attn.qkv.bias is not None,
-    "qk_norm": lambda m: not isinstance(m.blocks[0].attn.q_norm, nn.Identity),
-    "pre_norm": lambda m: not isinstance(m.norm_pre, nn.Identity),
-    "fc_norm": lambda m: not isinstance(m.fc_norm, nn.Identity),
+    "proj_bias": lambda m: m.blocks[0].attn.proj.bias is not None,
+    "qk_norm": lambda m: _is_there(m.blocks[0].attn.q_norm),
+    "scale_attn_norm": lambda m: _is_there(m.blocks[0].attn.norm),
+    "scale_mlp_norm": lambda m: _is_there(m.blocks[0].mlp.norm),
+    "pre_norm": lambda m: _is_there(m.norm_pre),
+    "final_norm": lambda m: _is_there(m.norm) or _is_there(m.fc_norm),
+    "fc_norm": lambda m: _is_there(m.fc_norm),
+    "pos_embed": lambda m: "none" if m.pos_embed is None else "learn",
+    "pool_include_prefix": lambda m: m.pool_include_prefix,
+    "dynamic_img_pad": lambda m: m.patch_embed.dynamic_img_pad,
+    "drop_rate": lambda m: m.head_drop.p,
+    "pos_drop_rate": lambda m: m.pos_drop.p,
+    "patch_drop_rate": lambda m: getattr(m.patch_drop, "prob", 0.0),
+    "proj_drop_rate": lambda m: m.blocks[0].attn.proj_drop.p,
+    "attn_drop_rate": lambda m: m.blocks[0].attn.attn_drop.p,
 }
 _PIT: dict[str, Callable[[nn.Module], Any]] = _COMMON | {
     "base_dims": lambda m: tuple(m.base_dims),
@@ -71,6 +93,9 @@ _SWIN: dict[str, Callable[[nn.Module], Any]] = _COMMON | {
     "num_heads": lambda m: tuple(s.blocks[0].attn.num_heads for s in m.layers),
     "window_size": lambda m: _pair(m.layers[0].blocks[0].window_size),
     "mlp_ratio": lambda m: _mlp_ratio(m.layers[0].blocks[0]),
+    "qkv_bias": lambda m: m.layers[0].blocks[0].attn.qkv.bias is not None,
+    "always_partition": lambda m: m.layers[0].blocks[0].always_partition,
+    "dynamic_img_size": lambda m: m.dynamic_img_size,
 }
 # Class -> (timm name to start from where the model carries none, what to read off a live model)
 _READERS: dict[str, tuple[str, dict[str, Callable[[nn.Module], Any]]]] = {
@@ -97,26 +122,27 @@ class Blueprint:
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or start
         if name is None or not timm.is_model(name):
             raise _unknown(model, f"it carries no timm name ({type(model).__name__})")
-        default = _meta(name, {})
-        arguments = {}
-        for key, read in readers.items():
+        blueprint, twin = cls(name), _meta(name, {})
+        while new := _deviations(model, twin, readers, blueprint.arguments):
+            # Again, because one argument may move the default of another, as global_pool does that of fc_norm.
+            blueprint = cls(name, blueprint.arguments | new)
             try:
-                value = read(model)
-                if value != read(default):
-                    arguments[key] = list(value) if isinstance(value, tuple) else value
-            except (AttributeError, IndexError, TypeError):
-                continue
-        blueprint = cls(name, arguments)
-        try:
-            twin = _meta(name, arguments)
-        except Exception as error:
-            raise _unknown(model, f"{name} with {arguments} cannot be built ({type(error).__name__}: {error})") from None
+                twin = _meta(name, blueprint.arguments)
+            except Exception as error:
+                raise _unknown(model, f"{name} with {blueprint.arguments} cannot be built ({type(error).__name__}: {error})") from None
         if difference := _difference(model, twin):
             raise _unknown(model, difference)
         return blueprint
 
     def build(self, device: str | torch.device = "cpu") -> nn.Module:
-        """The backbone with fresh weights; raises FoveateError if this timm does not know it."""
+        """The backbone with fresh weights; raises FoveateError if this timm does not know it, or for other arguments than `of` writes."""
+        known = {key for _, readers in _READERS.values() for key in readers}
+        if foreign := sorted(set(self.arguments) - known):
+            raise FoveateError(f"backbone {self.architecture!r} with the argument {foreign[0]!r}", ", ".join(sorted(known)),
+                               "save the run again: fv.save writes nothing else, and loading must not fetch or unpickle anything")
+        if not timm.is_model(self.architecture):
+            raise FoveateError(f"backbone {self.architecture!r}", "a model of the installed timm or of foveate (`foveate models`)",
+                               "install the timm version named in the run's run.json")
         try:
             return timm.create_model(self.architecture, **_tuples(self.arguments)).to(device)
         except Exception as error:
@@ -133,6 +159,25 @@ def _meta(name: str, arguments: dict[str, Any]) -> nn.Module:
         return timm.create_model(name, **_tuples(arguments))
 
 
+def _deviations(model: nn.Module, twin: nn.Module, readers: dict[str, Callable[[nn.Module], Any]], known: dict[str, Any]) -> dict[str, Any]:
+    """The arguments beside `known` in which `model` differs from `twin`, as far as both have what they are read off."""
+    found = {}
+    for key, read in readers.items():
+        try:
+            value = read(model)
+            if key not in known and value != read(twin):
+                found[key] = list(value) if isinstance(value, tuple) else value
+        except (AttributeError, IndexError, StopIteration, TypeError):
+            continue
+    return found
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module was told besides its weights and children, but for what only training or speed depend on."""
+    passing = {"training", "p", "prob", "init_values", "fused_attn", "grad_checkpointing", "weight_init_mode", "fix_init", "distilled_training"}
+    return {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple)) and k not in passing and "drop" not in k}
+
+
 def _difference(model: nn.Module, twin: nn.Module) -> str | None:
     ours, theirs = ({n: tuple(p.shape) for n, p in m.state_dict().items()} for m in (model, twin))
     for name in sorted(set(ours) | set(theirs)):
@@ -142,6 +187,11 @@ def _difference(model: nn.Module, twin: nn.Module) -> str | None:
     for line, other in zip(plain(model).splitlines(), plain(twin).splitlines()):
         if line != other:
             return f"{line.strip()} would be built as {other.strip()}"
+    for (path, module), (_, other) in zip(*(m.named_modules(remove_duplicate=False) for m in (model, twin))):
+        ours, theirs = _settings(module), _settings(other)
+        for name in ours:
+            if ours[name] != theirs.get(name):
+                return f"{path or 'model'}.{name} is {ours[name]} here and {theirs.get(name)} in a model built anew"
     return None
 
 
