@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import uuid
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import nn
 from foveate.adaptive import AdaptiveModel, adapt, restore
 from foveate.backbones.blueprint import Blueprint
 from foveate.errors import FoveateError
+from foveate.files import write_atomic
 from foveate.plan import Plan
 
 WEIGHTS, PLAN, BACKBONE, PREPROCESSING = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json"
-_PREPROCESSING_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
 
 def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | None = None, labels: list[str] | None = None) -> Path:
@@ -27,24 +28,28 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
 
     model: an AdaptiveModel, or a timm model (saved under the empty plan).
     preprocessing: mean, std, crop_pct, interpolation, image_size; the backbone's own by default. labels: class names.
-    Each file appears whole or not at all; plan.json comes last and names the weights' digest, so that an
-    interrupted save leaves nothing that loads as something it is not.
+    Everything is written beside an older run first, so that a full disk leaves that as it was. Then plan.json is moved in
+    last, and backbone.json names the digest of the weights: no mixture of two saves loads.
     """
     model = model if isinstance(model, AdaptiveModel) else adapt(model, Plan())
     folder = Path(folder)
     blueprint = Blueprint.of(restore(model))
-    preprocessing = preprocessing or _own_preprocessing(model)
-    labels = labels or list(model.pretrained_cfg.get("label_names") or ())
+    backbone = {"architecture": blueprint.architecture, "arguments": blueprint.arguments,
+                "labels": labels or list(model.pretrained_cfg.get("label_names") or ())}
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PLAN).unlink(missing_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        _atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"plan": model.plan.digest()}))
-        _write(folder / BACKBONE, {"architecture": blueprint.architecture, "arguments": blueprint.arguments, "labels": labels})
-        _write(folder / PREPROCESSING, preprocessing)
-        _atomically(folder / PLAN, lambda path: Path(path).write_text(model.plan.to_json() + "\n"))
-    except OSError as error:
-        raise FoveateError(f"run folder {folder} ({error.strerror or error})", "a folder that can be written, with room for the weights",
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
+            fresh = Path(fresh)
+            write_atomic(fresh / WEIGHTS, lambda path: save_file(tensors, path, metadata={"plan": model.plan.digest()}))
+            _write(fresh / BACKBONE, backbone | {"weights": _digest(fresh / WEIGHTS)})
+            _write(fresh / PREPROCESSING, preprocessing or _own_preprocessing(model))
+            (fresh / PLAN).write_text(model.plan.to_json() + "\n")
+            (folder / PLAN).unlink(missing_ok=True)
+            for name in (WEIGHTS, BACKBONE, PREPROCESSING, PLAN):
+                os.replace(fresh / name, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise FoveateError(f"run folder {folder} ({getattr(error, 'strerror', None) or error})", "a folder that can be written, with room for the weights",
                            "check the path, its permissions and the free space") from None
     return folder
 
@@ -63,12 +68,14 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveMode
                                "the save was interrupted or the folder is not a run: save it again")
     plan = Plan.from_json((folder / PLAN).read_text(errors="replace"), str(folder / PLAN))
     backbone = _read(folder / BACKBONE, {"architecture": str, "arguments": dict})
-    base = Blueprint(backbone["architecture"], backbone["arguments"]).build()
     state, metadata = _weights(folder / WEIGHTS)
     if metadata.get("plan") not in (None, plan.digest()):
         raise FoveateError(f"{folder / WEIGHTS} of plan {metadata['plan']} beside {PLAN} of plan {plan.digest()}", "weights and plan of the same save",
-                           "the save was interrupted or a file was exchanged: save the run again")
-    model = adapt(base, plan)
+                           "a file was exchanged or edited: save the run again")
+    if backbone.get("weights") not in (None, _digest(folder / WEIGHTS)):
+        raise FoveateError(f"{folder / WEIGHTS}, which is not the file that {BACKBONE} was written with", "weights and backbone of the same save, unchanged",
+                           "a file was exchanged or damaged: save or copy the run again")
+    model = adapt(Blueprint(backbone["architecture"], backbone["arguments"]).build(), plan)
     _load_state(model, state, str(folder / WEIGHTS))
     model.anatomy.model.pretrained_cfg = dict(model.pretrained_cfg) | preprocessing_of(folder) | (
         {"label_names": backbone["labels"]} if backbone.get("labels") else {})
@@ -125,8 +132,8 @@ def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -
 
 def _read(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise FoveateError(f"{path}, which is not JSON ({error})", "the file as fv.save wrote it", "save the run again") from None
     wrong = [k for k, t in shape.items() if not isinstance(data, dict) or not isinstance(data.get(k), t)]
     if wrong:
@@ -135,16 +142,9 @@ def _read(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    _atomically(path, lambda p: Path(p).write_text(json.dumps(data, indent=2) + "\n"))
+    path.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def _atomically(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        write(temporary)
-        # safetensors makes files that only their owner may read.
-        os.umask(umask := os.umask(0))
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
