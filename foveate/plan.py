@@ -64,15 +64,19 @@ class Plan:
         return json.dumps(self.to_dict(), indent=2)
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that name the plan: equal plans have equal digests."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that name the plan: equal plans have equal digests.
+
+        Settings at their defaults do not count, so that a setting added later leaves the names of older runs as they are.
+        """
+        methods = [{"method": m.name} | _chosen(m) for m in self.methods]
+        return hashlib.sha256(json.dumps({"foveate_plan": VERSION, "methods": methods}, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def from_json(cls, text: str, source: str = "plan JSON") -> "Plan":
         """Reads `to_json`'s text; raises FoveateError on broken JSON, a newer version, unknown keys or wrong types."""
         try:
             data = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise FoveateError(f"{source} that is not JSON ({error})", "a file written by Plan.to_json", "check the file for truncation, or write it anew") from None
         return cls.from_dict(data, source)
 
@@ -82,8 +86,8 @@ class Plan:
         if not isinstance(data, dict) or "foveate_plan" not in data:
             raise FoveateError(f"{source} without foveate_plan", shape, "is this a plan? They are written by Plan.to_json")
         version = data["foveate_plan"]
-        if not isinstance(version, int) or isinstance(version, bool):
-            raise FoveateError(f"{source} with foveate_plan={version!r}", f"a whole number up to {VERSION}", "write the plan anew with Plan.to_json")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise FoveateError(f"{source} with foveate_plan={version!r}", f"a whole number from 1 to {VERSION}", "write the plan anew with Plan.to_json")
         if version > VERSION:
             raise FoveateError(f"{source} of version {version}", f"versions up to {VERSION} (this foveate)", "upgrade foveate: pip install --upgrade foveate")
         unknown = sorted(set(data) - {"foveate_plan", "methods"})
@@ -104,12 +108,11 @@ class Plan:
         text = text.strip()
         if text in ("dense", ""):
             return cls()
+        path = Path(text)
+        if file := _file(path):
+            return cls.from_json(file.read_text(encoding="utf-8", errors="replace"), str(file))
         if "(" in text or text in METHODS:
             return cls(_inline(text))
-        path = Path(text)
-        path = path / "plan.json" if path.is_dir() else path
-        if path.is_file():
-            return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
         if path.suffix == ".json" or len(path.parts) > 1:
             raise FoveateError(f"plan {text!r}, which is no file here", f"an existing file or run folder, a preset, or {_INLINE}", "check the path (`ls`)")
         return cls.from_dict(preset(text).plan, f"preset {text}")
@@ -118,10 +121,21 @@ class Plan:
         return " + ".join(f"{m.name}({_arguments(m)})" for m in self.methods) or "dense"
 
 
+def _file(path: Path) -> Path | None:
+    """The plan file that `path` or the run folder `path` is, if there is one."""
+    try:
+        return next((p for p in (path / "plan.json", path) if p.is_file()), None)
+    except OSError:  # a text too long to be a path
+        return None
+
+
+def _chosen(method: Method) -> dict[str, Any]:
+    """The settings that are not at their defaults."""
+    return {k: v for k, v in method.to_dict().items() if k != "method" and v != getattr(type(method), k, None)}
+
+
 def _arguments(method: Method) -> str:
-    settings = {k: v for k, v in method.to_dict().items() if k != "method"}
-    defaults = {k: v for k, v in ((k, getattr(type(method), k, None)) for k in settings)}
-    return ", ".join(f"{k}={v}" for k, v in settings.items() if v != defaults[k]).replace("'", "")
+    return ", ".join(f"{k}={v}" for k, v in _chosen(method).items()).replace("'", "")
 
 
 def _inline(text: str) -> list[Method]:
@@ -137,6 +151,9 @@ def _inline(text: str) -> list[Method]:
             raise broken("not a method with brackets")
         if node.args or any(k.arg is None for k in node.keywords):
             raise broken(f"{node.func.id} has a value without a name")
+        names = [k.arg for k in node.keywords]
+        if len(set(names)) < len(names):
+            raise broken(f"{node.func.id} has {max(names, key=names.count)} twice")
         return [method_class(node.func.id).from_dict({k.arg: value(k.value) for k in node.keywords})]
 
     def value(node: ast.expr) -> Any:
@@ -144,11 +161,14 @@ def _inline(text: str) -> list[Method]:
             return {"true": True, "false": False}.get(node.id, node.id)
         try:
             return ast.literal_eval(node)
-        except ValueError:
+        except (ValueError, TypeError, MemoryError, RecursionError):
             raise broken(f"{ast.unparse(node)} is not a plain value") from None
 
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise broken(getattr(error, "msg", None) or type(error).__name__) from None
-    return walk(tree.body)
+    try:
+        return walk(tree.body)
+    except RecursionError:
+        raise broken("too many parts") from None
