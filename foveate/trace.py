@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from operator import index
 
 import numpy as np
 
 from foveate.errors import FoveateError
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """Decisions and counts of a pass over `images` images.
 
@@ -30,6 +31,12 @@ class Trace:
     exits: list[int] = field(default_factory=list)
     efforts: list[int] = field(default_factory=list)
     skipped: tuple[int, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        """Equal counts and equal decisions."""
+        if not isinstance(other, Trace):
+            return NotImplemented
+        return self.to_json() == other.to_json() and len(self.kept) == len(other.kept) and all(map(np.array_equal, self.kept, other.kept))
 
     @property
     def tokens_mean(self) -> tuple[float, ...]:
@@ -75,10 +82,14 @@ class Trace:
     def from_json(cls, text: str) -> "Trace":
         try:
             data = json.loads(text)
-            return cls(images=int(data["images"]), tokens=[[int(n) for n in s] for s in data["tokens"]],
-                       block_tokens=[[int(n) for n in b] for b in data["block_tokens"]], after=tuple(data["after"]),
-                       exits=list(data["exits"]), efforts=list(data["efforts"]), skipped=tuple(data["skipped"]))
-        except (ValueError, KeyError, TypeError) as error:
+            counts = {name: [[index(n) for n in row] for row in data[name]] for name in ("tokens", "block_tokens")}
+            flat = {name: [index(n) for n in data[name]] for name in ("after", "exits", "efforts", "skipped")}
+            trace = cls(images=index(data["images"]), **counts, **flat | {n: tuple(flat[n]) for n in ("after", "skipped")})
+            rows = [*trace.tokens, *trace.block_tokens, *filter(None, (trace.exits, trace.efforts))]
+            if any(len(row) != trace.images for row in rows) or len(trace.after) != len(trace.tokens):
+                raise ValueError(f"its counts are not those of {trace.images} images after blocks {trace.after}")
+            return trace
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FoveateError(f"a trace that cannot be read ({type(error).__name__}: {error})",
                                "JSON written by Trace.to_json (`trace.json` of a run)",
                                "make it anew: `foveate eval RUN --trace`") from None
