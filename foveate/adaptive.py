@@ -130,20 +130,34 @@ class AdaptiveModel(nn.Module):
         if images.dim() != 4 or images.shape[1] != chans:
             raise FoveateError(f"images of shape {list(images.shape)}", f"[batch, {chans}, height, width]",
                                "add a batch dimension with images[None]" if images.dim() == 3 else "convert the images to that shape")
-        if tuple(images.shape[-2:]) != size and not getattr(self.anatomy.model, "dynamic_img_size", False):
-            raise FoveateError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels for {self.card.name}", f"{size[0]}x{size[1]} pixels",
-                "resize the images, or create the model with img_size=... (divisible by its patch) or dynamic_img_size=True")
+        if not images.is_floating_point():
+            raise FoveateError(f"images of {images.dtype}", "floating-point images, already normalised",
+                               "divide by 255, subtract the mean and divide by the deviation: model.pretrained_cfg has both")
+        if tuple(images.shape[-2:]) == size:
+            return
+        given, embed = f"images of {images.shape[-2]}x{images.shape[-1]} pixels for {self.card.name}", self.anatomy.model.patch_embed
+        if not getattr(self.anatomy.model, "dynamic_img_size", False):
+            raise FoveateError(given, f"{size[0]}x{size[1]} pixels",
+                               "resize the images, or create the model with img_size=... (divisible by its patch) or dynamic_img_size=True")
+        if not embed.dynamic_img_pad and any(side % patch for side, patch in zip(images.shape[-2:], embed.patch_size)):
+            raise FoveateError(given, f"sides divisible by the patch of {embed.patch_size[0]}x{embed.patch_size[1]} pixels",
+                               "resize or pad the images, or create the model with dynamic_img_pad=True")
 
     def _fitting(self, trace: Trace | None, images: Tensor) -> Trace | None:
         if trace is None:
             return None
-        stages = tuple(b for m in self.plan.methods for b in getattr(m, "after", ()))
-        if trace.images != len(images) or len(trace.kept) != len(stages):
+        stages = sorted(b for m in self.plan.methods for b in getattr(m, "after", ()))
+        if not isinstance(trace, Trace) or trace.images != len(images) or len(trace.kept) != len(stages):
             raise FoveateError(
-                f"decisions for {trace.images} images and {len(trace.kept)} stages",
+                f"decisions for {trace.images} images and {len(trace.kept)} stages" if isinstance(trace, Trace) else f"decisions {trace!r}",
                 f"decisions for these {len(images)} images and the plan's {len(stages)} stages",
                 "use the Trace that model.traced(images) returned for the same images")
+        for kept, block in zip(trace.kept, stages):
+            fits = kept.shape == (len(images), self.card.tokens_after(block)) or tuple(images.shape[-2:]) != tuple(self.card.image_size)
+            if not fits or not kept.any(axis=1).all():
+                raise FoveateError(
+                    f"decisions after block {block} that keep {kept.sum(axis=-1).tolist()} of {kept.shape[-1]} patches",
+                    f"at least one of the {self.card.tokens_after(block)} patches of every image", "use a Trace of this backbone, with a survivor in every image")
         return trace
 
 
@@ -160,8 +174,8 @@ def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveMode
         plan = Plan(plan)
     if not isinstance(plan, Plan):
         raise FoveateError(f"plan={plan!r}", "a Plan", "write fv.Plan([...]), or fv.Plan.parse(text) for a file, a preset or the inline form")
-    _check_weights(model)
     anatomy = anatomy_of(copy.deepcopy(model), name)
+    _check_weights(anatomy.model)
     check_image_size(anatomy.model, anatomy.card)
     if plan.methods:
         anatomy.check_prunable()
@@ -193,8 +207,8 @@ def replan(model: AdaptiveModel, plan: Plan) -> AdaptiveModel:
 
 
 def _check_weights(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if not parameter.is_meta and not torch.isfinite(parameter).all():
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if not value.is_meta and not torch.isfinite(value).all():
             raise FoveateError(f"a model with NaN or infinite values in {name}", "finite weights",
                                "load an intact checkpoint; a diverged training keeps its last good one in checkpoints/")
 
@@ -213,7 +227,8 @@ def _check_own_forms(anatomy: Anatomy) -> None:
     stem = anatomy.stem(random(1, anatomy.card.in_chans, *anatomy.card.image_size))
     seen: set[str] = set()
     for number, (block, card) in enumerate(zip(anatomy.blocks, anatomy.card.blocks), 1):
-        if repr(block) in seen:
+        altered = any("forward" in vars(m) for m in block.modules())
+        if repr(block) in seen and not altered:
             continue
         seen.add(repr(block))
         tokens = dense(random(1, stem.prefix + card.patches, card.dim), stem.prefix, tuple(card.grid), stem.rope)
