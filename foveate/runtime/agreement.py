@@ -37,7 +37,7 @@ class Agreement:
 
 
 def agreement(logits: Tensor, expected: Tensor) -> Agreement:
-    """Compare logits [B, classes] with those expected of the same images; another shape is no agreement at all."""
+    """Compare logits [B, classes] with those expected of the same images; another number of answers is no agreement."""
     logits, expected = logits.float().cpu(), expected.float().cpu()
     scale = float(expected.abs().max())
     if logits.shape != expected.shape:
