@@ -46,7 +46,7 @@ class Maker:
         """Whether graphs of fixed shape are right in float32.
 
         OpenVINO 2026.4 gave a tiny dense Swin (8 x 8 grid, windows of 4) logits off by a tenth in a graph of fixed shape, and
-        right ones in the same graph with a dynamic batch; Swin-T at 224 pixels was right in both.
+        right ones in the same graph with a dynamic batch; Swin-T at 224 pixels was right in fixed shapes, too.
         """
         try:
             self._checked(self._openvino("fp32", static=True), None)
