@@ -80,7 +80,7 @@ def run_demo(out: Path, quick: bool = False, console: Console | None = None) -> 
         counts=(token_counts(spvit.model, spvit.trace, spvit.name),), notes=(*_notes(candidates, len(test)), fresh))
     save_results(out, results)
     page = write_report(out / "report.html", results)
-    console.print(terminal_table(results.rows))
+    console.print(terminal_table(results.rows, width=console.width))
     console.print(results.sentence)
     console.print(fresh)
     console.print(f"report: [link=file://{page.resolve()}]{page}[/link] ({time.perf_counter() - clock:.0f} s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -49,10 +50,14 @@ def _write(answer: Answer, as_json: bool, stdout: TextIO) -> None:
         return
     from rich.console import Console
 
-    # Lines for a pipe or a file are not folded at 80 columns.
-    console = Console(file=stdout, width=None if stdout.isatty() or "COLUMNS" in os.environ else 160)
+    console = Console(file=stdout, width=columns(stdout))
     for part in answer.shown:
         console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
+
+
+def columns(stream: TextIO) -> int:
+    """Width to write tables in: the terminal's, or 160 for a pipe or a file, where nothing need be folded at 80."""
+    return shutil.get_terminal_size().columns if stream.isatty() or "COLUMNS" in os.environ else 160
 
 
 def note(text: str) -> None:
@@ -100,7 +105,8 @@ def table(*columns: str, left: int = 1) -> Any:
 
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for index, name in enumerate(columns):
-        made.add_column(name, justify="left" if index < left else "right", no_wrap=index == 0)
+        # A long path folds: a shortened one could not be copied.
+        made.add_column(name, justify="left" if index < left else "right", overflow="fold" if index == 0 else "ellipsis")
     return made
 
 

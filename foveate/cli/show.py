@@ -109,8 +109,10 @@ def report(
 
 def _stdout_console():
     """The demo's table belongs on standard output; inside `answering` that name means standard error."""
+    import os
     import sys
 
     from rich.console import Console
 
-    return Console(file=sys.__stdout__)
+    out = sys.__stdout__
+    return Console(file=out, width=None if out.isatty() or "COLUMNS" in os.environ else 160)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cli.answer import answering, bar, note, waiting
+from foveate.cli.answer import answering, bar, columns, note, waiting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, PlanText, Pretrained, Weights
 from foveate.errors import FoveateError
 
@@ -69,7 +70,7 @@ def bench(
         drawn = _drawn(model, images, rows, target)
         from foveate.report import terminal_table
 
-        answer.shown = [terminal_table(part) for part in drawn]
+        answer.shown = [terminal_table(part, width=columns(sys.__stdout__)) for part in drawn]
         if out is not None:
             answer.shown.append(f"report: {_write(out, answer.data, drawn, ctx.obj, started, time.perf_counter() - clock)}")
 

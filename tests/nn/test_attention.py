@@ -1,5 +1,7 @@
 """Softmax attention in its three forms against float64 loops."""
 
+import math
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ D = torch.float64
 
 
 def scores_and_live(n: int, m: int, dtype=D):
-    scores = torch.randn(2, 3, n, m, dtype=dtype) * 2
+    # A dropped key more than LOUDEST_DEAD_KEY above the live ones has its gradient bounded: none of these is.
+    scores = torch.randn(2, 3, n, m, dtype=dtype).clamp(-1.5, 1.5)
     live = (torch.rand(2, m) < 0.6).to(dtype)
     live[:, 0] = 1
     return scores, live
@@ -53,6 +56,19 @@ def test_policy_softmax_works_in_float32_or_wider():
         weights = policy_softmax(scores, live)
         assert weights.dtype == expected
         torch.testing.assert_close(weights, policy_softmax(scores.double(), live.double()).to(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_loud_dropped_key_is_bounded_and_no_value_changes():
+    live = torch.tensor([[1.0, 0.0, 1.0]], dtype=D, requires_grad=True)
+    gradients = {}
+    for loud in (2.0, 3.0, 9.0, 40.0):
+        scores = torch.zeros(1, 1, 3, 3, dtype=D)
+        scores[..., 0, 1] = loud
+        weights = policy_softmax(scores, live)
+        torch.testing.assert_close(weights[0, 0, 0], torch.tensor([0.5, 0.0, 0.5], dtype=D))
+        gradients[loud] = float(torch.autograd.grad(weights[0, 0, 0, 0], live)[0][0, 1])
+    assert gradients[2.0] == pytest.approx(-math.exp(2) / 4), "exact below the bound"
+    assert gradients[3.0] == gradients[9.0] == gradients[40.0] == pytest.approx(-math.exp(3) / 4)
 
 
 def test_dead_keys_that_score_far_above_the_live_ones_do_no_harm():
