@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import timm
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-import foveate.backbones  # noqa: F401  registers foveate_nano
 from foveate.adaptive import AdaptiveModel, adapt, replan
 from foveate.counting import count
 from foveate.embedded import embedded_run
@@ -24,9 +22,10 @@ from foveate.machine import machine, package_versions
 from foveate.methods import Random, SPViT
 from foveate.plan import Plan
 from foveate.report import Made, Results, Row, save_results, terminal_table, write_report
-from foveate.runtime import load_engine
+from foveate.runtime import Engine, load_engine
 from foveate.store import load
 from foveate.trace import Trace
+from foveate.train.base import create_base
 from foveate.train.data import load_data
 from foveate.train.evaluate import binomial_uncertainty
 from foveate.train.fit import DataSets, fit
@@ -61,7 +60,7 @@ def run_demo(out: Path, quick: bool = False, console: Console | None = None) -> 
     test = load_data("fashion-mnist-subset", "test")
     test = test.subset(np.arange(200)) if quick else test
     console.print(f"[bold]foveate demo[/]: foveate_nano on {len(test):,} test photos of Fashion-MNIST")
-    base = timm.create_model("foveate_nano", pretrained=True).eval()
+    base = create_base("foveate_nano", classes=10, pretrained=True).eval()
     trained, diced = load(embedded_run("spvit-nano")), load(embedded_run("random-nano"))
     with _progress(console) as progress:
         candidates = _evaluate_all(base, trained, diced, test, progress)
@@ -118,29 +117,23 @@ def _evaluate(name: str, model: AdaptiveModel, test, progress: Progress, decisio
 def _measure_all(candidates: list[Candidate], test, progress: Progress, rounds: int) -> list[Row]:
     """Rows for the fastest backend and, where per-image counts need it, for torch; each against its own dense model."""
     timed = [c for c in candidates if c.name != "random, argmax's counts"]
-    fastest = load_engine(timed[0].model, "auto", "auto", test.batch(np.arange(16)).images)
-    places = dict.fromkeys([(fastest.backend, fastest.precision), ("torch", fastest.precision)])
-    rows: list[Row] = []
-    for backend, precision in places:
-        here = timed if backend == fastest.backend else [c for c in timed if c.dense or c.model.plan.data_dependent]
-        timings = {batch: _time(here, backend, precision, batch, test, progress, rounds) for batch in BATCHES}
-        rows += [_row(c, {b: t[c.name] for b, t in timings.items() if c.name in t}, backend, precision) for c in here]
-    rows += [_row(c, {}, "", "") for c in candidates if c not in timed]
-    return rows
-
-
-def _time(candidates: list[Candidate], backend: str, precision: str, batch: int, test, progress: Progress, rounds: int) -> dict[str, Timing]:
     images = test.batch(np.arange(64)).images
-    runners: dict[str, Callable[[], object]] = {}
-    for c in candidates:
-        if backend == "openvino" and batch > 1 and c.model.plan.data_dependent:
-            continue  # one image at a time there; torch's rows have it at every batch size
-        # Engines are held against eager float32 on this example: one image would show little of per-image decisions.
-        engine = load_engine(c.model, backend, precision, images[: 16 if c.model.plan.data_dependent else batch])
-        runners[c.name] = _turning(engine, images, batch)
-    task = progress.add_task(f"time {backend} {precision}, batch {batch}", total=None)
-    return interleave(runners, rounds, warmup=4, images=batch, baseline="dense",
-                      progress=lambda done, total: progress.update(task, completed=done, total=total))
+    fastest = load_engine(timed[0].model, "auto", "auto", images[:16])
+    rows: list[Row] = []
+    for backend, precision in dict.fromkeys([(fastest.backend, fastest.precision), ("torch", fastest.precision)]):
+        here = timed if backend == fastest.backend else [c for c in timed if c.dense or c.model.plan.data_dependent]
+        engines = {c.name: load_engine(c.model, backend, precision, images[:16]) for c in here}
+        timings = {batch: _time(engines, batch, images, progress, rounds) for batch in BATCHES}
+        rows += [_row(c, {b: t[c.name] for b, t in timings.items() if c.name in t}, backend, precision) for c in here]
+    return rows + [_row(c, {}, "", "") for c in candidates if c not in timed]
+
+
+def _time(engines: dict[str, Engine], batch: int, images: torch.Tensor, progress: Progress, rounds: int) -> dict[str, Timing]:
+    """Interleaved timings at one batch size; engines that take fewer images at once are left out."""
+    able = {name: engine for name, engine in engines.items() if engine.max_batch is None or batch <= engine.max_batch}
+    task = progress.add_task(f"time {engines['dense'].name}, batch {batch}", total=None)
+    return interleave({name: _turning(engine, images, batch) for name, engine in able.items()}, rounds, warmup=4, images=batch,
+                      baseline="dense", progress=lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def _turning(engine, images: torch.Tensor, batch: int) -> Callable[[], object]:
@@ -167,7 +160,7 @@ def _row(c: Candidate, timings: dict[int, Timing], backend: str, precision: str)
 
 def _fine_tune(out: Path, test, console: Console, quick: bool) -> str:
     """A fresh plan on the patch-4 twin, one pass over the embedded training images with the dense model as teacher."""
-    base = timm.create_model("foveate_nano_p4", pretrained=True).eval()
+    base = create_base("foveate_nano_p4", classes=10, pretrained=True).eval()
     plan = Plan([SPViT(after=(3, 6, 9), keep=(0.6, 0.36, 0.216), select="topk")])
     model, teacher = adapt(base, plan), adapt(base, Plan())
     before = _accuracy(model, test)
