@@ -22,7 +22,7 @@ from foveate.cli import main
 codes = [main(["--help"])]
 light = [name for name in ("torch", "timm", "lightning", "numpy", "matplotlib", "sklearn") if name in sys.modules]
 commands = ["--version", "models", "models nano --json", "methods", "methods spvit --json", "train --help", "bench -h",
-            "count deit_small_patch16_224 --plan spvit-deit-small", "count swin_tiny_patch4_window7_224 --json", "count nothing --plan x",
+            "count deit_small_patch16_224 --plan spvit-deit-small", "count swin_tiny_patch4_window7_224 --json", "count spvit-nano --json", "count nothing --plan x",
             "train foveate_nano_p4 --recipe none --out x", "report nowhere"]
 codes += [main(command.split()) for command in commands]
 heavy = [name for name in ("torch", "timm", "lightning") if name in sys.modules]
@@ -30,7 +30,7 @@ print("\\n" + json.dumps([codes, light, heavy]))
 """
     done = python("-c", script)
     codes, light, heavy = json.loads(done.stdout.splitlines()[-1])
-    assert codes == [0] * 10 + [2] * 3, done.stderr
+    assert codes == [0] * 11 + [2] * 3, done.stderr
     assert not light
     assert not heavy
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli.answer import answering, plain, waiting
+from foveate.cli.answer import answering, columns, plain, waiting
 from foveate.cli.options import Data, DataDir, Json, ModelOrRun, PlanText, Pretrained, Split, Weights
 from foveate.errors import FoveateError
 
@@ -109,10 +109,8 @@ def report(
 
 def _stdout_console():
     """The demo's table belongs on standard output; inside `answering` that name means standard error."""
-    import os
     import sys
 
     from rich.console import Console
 
-    out = sys.__stdout__
-    return Console(file=out, width=None if out.isatty() or "COLUMNS" in os.environ else 160)
+    return Console(file=sys.__stdout__, width=columns(sys.__stdout__))
