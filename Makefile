@@ -14,7 +14,7 @@ test: $(STAMP)dev
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests
 
 lint: $(STAMP)dev
-	$(BIN)/ruff check foveate tests benchmarks
+	$(BIN)/ruff check foveate scripts tests
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foveate needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -19,7 +19,7 @@ from foveate.embedded import embedded_run
 from foveate.insight import pixels_of, token_counts, token_grid
 from foveate.measure.clock import Timing, interleave
 from foveate.machine import machine, package_versions
-from foveate.methods import Random, SPViT
+from foveate.methods import SPViT
 from foveate.plan import Plan
 from foveate.report import Made, Results, Row, save_results, terminal_table, write_report
 from foveate.runtime import Engine, load_engine
