@@ -40,8 +40,9 @@ def pareto_latency(rows: Sequence[Row], batch: int) -> Figure:
 
     Where several backends were measured, points of all but the first are hollow.
     """
+    look = looks(rows)  # of all rows: a plan keeps its colour where others were not measured
     rows = [row for row in _evaluated(rows) if batch in row.latency_ms]
-    look, backends = looks(rows), list(dict.fromkeys((row.backend, row.precision) for row in rows))
+    backends = list(dict.fromkeys((row.backend, row.precision) for row in rows))
     drawn = []
     for row in rows:
         median, low, high = row.latency_ms[batch]
