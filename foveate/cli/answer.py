@@ -98,15 +98,18 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-def table(*columns: str, left: int = 1) -> Any:
-    """An empty rich table; the first `left` columns hold words, the others figures."""
+def table(*columns: str, left: int = 1, paths: bool = False) -> Any:
+    """An empty rich table; the first `left` columns hold words, the others figures.
+
+    paths: the first column holds paths, which fold where they are long (a shortened one could not be copied); names never do.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for index, name in enumerate(columns):
-        # A long path folds: a shortened one could not be copied.
-        made.add_column(name, justify="left" if index < left else "right", overflow="fold" if index == 0 else "ellipsis")
+        fold = paths and index == 0
+        made.add_column(name, justify="left" if index < left else "right", no_wrap=index == 0 and not fold, overflow="fold" if fold else "ellipsis")
     return made
 
 

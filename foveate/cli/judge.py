@@ -108,7 +108,7 @@ def predict(
             names, transform = class_names(target, model), preprocessing_for(target, model).transform(None)
         answers = _predictions(model, [transform(picture) for picture in pictures], device)
         answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen), "predictions": []}
-        shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top)
+        shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top, paths=True)
         for path, (chances, tokens) in zip(images, answers):
             best = sorted(range(len(names)), key=lambda index: -chances[index])[:top]
             ranked = [{"class": names[index], "index": index, "probability_percent": 100 * chances[index]} for index in best]
