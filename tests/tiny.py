@@ -81,15 +81,20 @@ def images(key: str = "deit", count: int = 3, seed: int = 1, dtype: torch.dtype 
 
 def adapted(plan: fv.Plan, key: str = "deit", dtype: torch.dtype = torch.float32) -> fv.AdaptiveModel:
     """The tiny model under `plan`, its selectors spread and centred so that images differ in what they keep."""
+    return copy.deepcopy(_adapted(plan, key)).to(dtype)
+
+
+@functools.cache
+def _adapted(plan: fv.Plan, key: str) -> fv.AdaptiveModel:
     torch.manual_seed(7)
     fast = fv.adapt(model(key), plan)
     with torch.no_grad():
         for _, parameter in fast.method_parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.6)
-        if "spvit" in dict(fast.named_children()):
+        if plan.find("spvit"):
             for selector in fast.spvit.selectors.values():
                 centre(selector, fast, images(key))
-    return fast.to(dtype)
+    return fast
 
 
 def centre(selector: nn.Module, fast: fv.AdaptiveModel, batch: Tensor) -> None:
