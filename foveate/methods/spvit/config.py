@@ -22,7 +22,7 @@ class SPViT(Method):
     ratio_weight: lambda_ratio of Eq. 12.
     noise: "constant" samples decisions with the full Gumbel noise throughout training (the paper); "annealed" lets the
         noise fade to none over the first 80 % of training. With it, short trainings end with the decisions inference
-        takes; without it they end undecided (every token a little above one half), and argmax then keeps them all.
+        takes; with constant noise they end undecided, and argmax then keeps far more than asked.
     """
 
     name: ClassVar[str] = "spvit"
