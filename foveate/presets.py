@@ -16,8 +16,8 @@ from foveate.errors import FoveateError
 class Preset:
     """A named plan for one backbone.
 
-    gmacs: the cost it reaches, in giga multiply-accumulates; target_gmacs and source: what it was fitted to and
-    where that is printed; `fitted` says that the papers do not state these keep ratios.
+    plan: as `Plan.from_dict` reads it. gmacs: the cost it reaches, in giga multiply-accumulates. source: what it was
+    fitted to and where that is printed; `fitted` says that the papers do not state these keep ratios. recipe: of training.
     """
 
     name: str

@@ -27,7 +27,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def layers(name: str):
-    """The room's `layers` module, whose `build(config, anatomy)` makes the method's nn.Module."""
+    """The room's `layers` module, whose `build(config, card)` makes the method's nn.Module."""
     return import_module(f"foveate.methods.{method_class(name).name}.layers")
 
 
