@@ -1,6 +1,7 @@
 """The contract: what holds for every method (rows) and backbone, whoever wrote it (house.md)."""
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -412,6 +413,20 @@ def test_copies_and_types_of_an_adapted_model_work(row):
         assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
         same(half.traced(images.bfloat16(), decisions=trace)[0].float(), expected, 0.06)
         same(fv.restore(half).float()(images), fv.restore(fast)(images), 0.06)
+        assert torch.equal(pickle.loads(pickle.dumps(fast))(images), expected), "a process that receives the model has the same"
+
+
+@pytest.mark.parametrize("row, key", [("topk", "deit"), ("argmax", "deit"), ("argmax", "siglip"), ("argmax", "swin"), ("topk", "pit")])
+def test_half_precision_and_autocast_repeat_the_decisions(row, key):
+    fast, images = adapted(row, key), tiny.images(key)
+    with torch.inference_mode():
+        expected, trace = fast.traced(images)
+        half = adapted(row, key, torch.float16)
+        for logits in (half.traced(images.half(), decisions=trace)[0], half.masked(images.half(), trace)):
+            same(logits.float(), expected, 0.01)
+        with torch.autocast("cpu", torch.bfloat16):
+            for logits in (fast.traced(images, decisions=trace)[0], fast.masked(images, trace)):
+                same(logits.float(), expected, 0.06)
 
 
 def test_the_view_and_the_base_are_one():

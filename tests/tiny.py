@@ -86,8 +86,9 @@ def adapted(plan: fv.Plan, key: str = "deit", dtype: torch.dtype = torch.float32
 
 @functools.cache
 def _adapted(plan: fv.Plan, key: str) -> fv.AdaptiveModel:
+    base = model(key)
     torch.manual_seed(7)
-    fast = fv.adapt(model(key), plan)
+    fast = fv.adapt(base, plan)
     with torch.no_grad():
         for _, parameter in fast.method_parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.6)

@@ -88,6 +88,24 @@ def test_decisions_are_sampled_in_training_and_fixed_in_evaluation():
             assert torch.equal(fast.traced(images)[0], fast.eval()(images))
 
 
+def test_annealed_noise_fades_to_the_decisions_of_inference():
+    images = tiny.images()
+    _, trace = tiny.adapted(plan(select="argmax")).traced(images)
+    kept = torch.from_numpy(trace.kept[1]).float()
+
+    def lives(noise: str, progress: float) -> torch.Tensor:
+        fast = tiny.adapted(plan(select="argmax", noise=noise)).train()
+        fast.progress = progress
+        with torch.no_grad():
+            return torch.stack([fast.training_outputs(images).live for _ in range(12)])
+
+    for progress in (0.8, 1.0):
+        assert (lives("annealed", progress) == kept).all()
+    away = [(lives("annealed", progress) != kept).float().mean() for progress in (0.0, 0.4, 0.7)]
+    assert away[0] > away[1] > away[2] > 0
+    assert (lives("constant", 1.0) != kept).float().mean() > away[1]
+
+
 # semantics.md 4: who is never pruned, and the last survivor
 
 
