@@ -234,7 +234,7 @@ def test_per_image_plans_trace_at_batch_one(row, key):
 # restore
 
 
-@pytest.mark.parametrize("row, key", TABLE)
+@pytest.mark.parametrize("row, key", [(row, key) for row, key in TABLE if key == "deit" or row == "argmax"])
 def test_restore_gives_the_original_back(row, key):
     base, images = tiny.model(key), tiny.images(key)
     back = fv.restore(adapted(row, key))

@@ -1,5 +1,6 @@
 """Run folders: what `save` writes `load` gives back, and what is damaged, foreign or interrupted is refused by name."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -325,8 +326,6 @@ def test_wrong_preprocessing_is_refused(run, change):
 
 def tampered(run: Path, change) -> None:
     """Rewrites the weights with the digest that belongs to them, so that only their content is wrong."""
-    import hashlib
-
     with safe_open(run / WEIGHTS, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(run / WEIGHTS)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import foveate as fv
 import tiny
 from foveate.methods.base import kept_count
+from foveate.methods.hooks import Run
+from foveate.methods.stages import _mean_by_image
 from foveate.nn.tokens import PREFIX
 from naive import pruning, vit as naive
 
@@ -229,8 +231,6 @@ def test_the_global_feature_is_the_mean_over_kept_patches():
 
 def test_the_mean_over_ragged_images_is_exact_in_bfloat16():
     """Rows are summed in float32: 196 bfloat16 numbers added one by one would lose most of their digits."""
-    from foveate.methods.stages import _mean_by_image
-
     features = (torch.rand(2, 300, 4) + 1).bfloat16()
     image = torch.tensor([0] * 200 + [1] * 100)
     mean = _mean_by_image(features, image, torch.tensor([200, 100]))
@@ -257,8 +257,6 @@ def test_a_dropped_patch_never_comes_back():
 
 
 def test_the_stream_keeps_prefix_patches_packages_in_order():
-    from foveate.methods.hooks import Run
-
     fast, images = tiny.adapted(plan(select="argmax"), "dinov2-registers"), tiny.images("dinov2-registers")
     run = Run(masked=False)
     fast._pass(images, run)
