@@ -15,6 +15,7 @@ from foveate.errors import FoveateError
 from foveate.methods import layers
 from foveate.methods.base import Method
 from foveate.methods.hooks import Run
+from foveate.nn.attention import SKIP
 from foveate.nn.tokens import Tokens, dense, with_all_live
 from foveate.plan import Plan
 from foveate.trace import Trace
@@ -26,11 +27,12 @@ _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 class TrainingOutputs:
     """What a training step needs from one masked pass.
 
-    logits: [B, classes]. tokens: final patch features [B, N, D]; live: their decision weights [B, N].
+    logits: [B, classes], the mean over `heads`. heads: the logits of each classifier. tokens: final patch features [B, N, D]; live: their decision weights [B, N].
     terms: weighted losses of the methods, to be added. metrics: figures worth logging.
     """
 
     logits: Tensor
+    heads: tuple[Tensor, ...]
     tokens: Tensor
     live: Tensor
     terms: dict[str, Tensor]
@@ -50,6 +52,7 @@ class AdaptiveModel(nn.Module):
             self.__dict__[name] = anatomy.model.__dict__[name]
         self.training = anatomy.model.training
         self.anatomy, self.plan = anatomy, plan
+        self._owners = {block: method.name for block, method in plan.attention(anatomy.card).items()}
         self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
         for method in plan.methods:
             hooks = layers(method.name).build(method, anatomy.card)
@@ -77,7 +80,7 @@ class AdaptiveModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, 3, H, W], already normalised; packed in eval(), masked in train()."""
-        return self.anatomy.head(self._pass(images, Run(masked=self.training, sample=self.training, progress=self.progress)))
+        return self._logits(self._pass(images, Run(masked=self.training, sample=self.training, progress=self.progress)))
 
     def traced(self, images: Tensor, decisions: Trace | None = None) -> tuple[Tensor, Trace]:
         """Logits of the packed form and the Trace of what happened.
@@ -85,14 +88,15 @@ class AdaptiveModel(nn.Module):
         decisions: repeat these instead of deciding. Raises FoveateError if they are for other images or another plan.
         """
         run = Run(masked=False, replay=self._fitting(decisions, images), block_tokens=[])
-        logits = self.anatomy.head(self._pass(images, run))
+        logits = self._logits(self._pass(images, run))
         return logits, Trace(
             images=len(images), tokens=[s.tokens.counts() for s in run.stages], block_tokens=run.block_tokens,
-            kept=[s.tokens.kept().cpu().numpy() for s in run.stages], after=tuple(s.after for s in run.stages))
+            kept=[s.tokens.kept().cpu().numpy() for s in run.stages], after=tuple(s.after for s in run.stages),
+            skipped=tuple(run.skipped))
 
     def masked(self, images: Tensor, trace: Trace) -> Tensor:
         """Logits of the training form under the decisions of `trace`; equal to those of `traced` (semantics.md 2)."""
-        return self.anatomy.head(self._pass(images, Run(masked=True, replay=self._fitting(trace, images))))
+        return self._logits(self._pass(images, Run(masked=True, replay=self._fitting(trace, images))))
 
     def training_outputs(self, images: Tensor) -> TrainingOutputs:
         """One masked pass with sampled decisions: logits, features for distillation and the methods' losses."""
@@ -103,7 +107,8 @@ class AdaptiveModel(nn.Module):
         for name, hooks in self._hooks():
             terms |= {f"{name}_{k}": v for k, v in hooks.losses(run).items()}
             metrics |= {f"{name}_{k}": v for k, v in hooks.metrics(run).items()}
-        return TrainingOutputs(self.anatomy.head(tokens), features, live, terms, metrics)
+        heads = (*self.anatomy.heads(tokens), *self._own_heads(tokens))
+        return TrainingOutputs(sum(heads) / len(heads), heads, features, live, terms, metrics)
 
     def method_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that belong to methods; all others are the backbone's."""
@@ -113,14 +118,28 @@ class AdaptiveModel(nn.Module):
     def _hooks(self) -> list[tuple[str, nn.Module]]:
         return [(m.name, self._modules[m.name]) for m in self.plan.methods]
 
+    def _logits(self, tokens: Tokens) -> Tensor:
+        logits, own = self.anatomy.head(tokens), self._own_heads(tokens)
+        return (logits + sum(own)) / (1 + len(own)) if own else logits
+
+    def _own_heads(self, tokens: Tokens) -> list[Tensor]:
+        made = (hooks.classify(tokens, self.anatomy.final_norm) for _, hooks in self._hooks())
+        return [logits for logits in made if logits is not None]
+
     def _pass(self, images: Tensor, run: Run) -> Tokens:
         self._check(images)
         tokens = self.anatomy.stem(images)
         hooks = [h for _, h in self._hooks()]
+        for hook in hooks:
+            tokens = hook.enter(tokens)
         for block in range(1, self.card.depth + 1):
             if run.block_tokens is not None:
                 run.block_tokens.append(tokens.counts())
-            tokens = self.anatomy.block(block, tokens)
+            owner = self._owners.get(block)
+            mix = self._modules[owner].attention(block, run) if owner else None
+            if mix is SKIP:
+                run.skipped.append(block)
+            tokens = self.anatomy.block(block, tokens, mix)
             for hook in hooks:
                 tokens = hook.after(block, tokens, run)
         return tokens
@@ -178,7 +197,9 @@ def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveMode
     _check_weights(anatomy.model)
     check_image_size(anatomy.model, anatomy.card)
     if plan.methods:
-        anatomy.check_prunable()
+        anatomy.check_attention()
+        if any(method.prunes for method in plan.methods):
+            anatomy.check_prunable()
         plan.validate(anatomy.card)
         _check_own_forms(anatomy)
     return AdaptiveModel(anatomy, plan)

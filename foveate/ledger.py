@@ -14,6 +14,7 @@ from foveate.errors import FoveateError
 
 VERSION = 1
 MULTIPLYING = ("gemm", "conv")
+_ARITHMETIC = {"softmax": ("add", "div", "exp"), "sum": ("add",), "add": ("add",), "divide": ("div",)}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Operation:
     """One operation for one image: `times` products of an m x k matrix and a k x n matrix, or m x n elements touched.
 
     kind: "gemm", "conv" (as the GEMM it unfolds to: m output places, n output channels, k inputs of one output, times groups),
-        "softmax" (m rows of n), "norm" and "elementwise" (m x n elements), "gather" (m rows of n moved).
+        "softmax" (m rows of n), "norm" and "elementwise" (m x n elements), "sum" (m rows of n added to one), "add" and "divide"
+        (m x n elements), "gather" (m rows of n moved).
     origin: where it runs, see the module's docstring.
     times: repetitions of the same shape (heads, windows, groups), or the mean number of them over images; may be fractional.
     latency_ms, energy_mj: for all `times` together; None where nobody has measured or simulated.
@@ -40,6 +42,13 @@ class Operation:
     def macs(self) -> float:
         """Multiply-accumulates (the papers' "GFLOPs" are giga-MACs); 0 for everything that is not a product of matrices."""
         return self.m * self.n * self.k * self.times if self.kind in MULTIPLYING else 0
+
+    @property
+    def arithmetic(self) -> dict[str, float]:
+        """Multiplications, additions, divisions and exponentials as Table I of ViTALiTy counts them; no figure for norms and activations."""
+        if self.kind in MULTIPLYING:
+            return {"mul": self.macs, "add": self.macs}
+        return {name: self.elements for name in _ARITHMETIC.get(self.kind, ())}
 
     @property
     def elements(self) -> float:
@@ -101,6 +110,14 @@ class Ledger:
     def by_operation(self, figure: str = "macs") -> dict[str, float]:
         """`figure` ("macs", "latency_ms" or "energy_mj") summed over each group of operations, in running order."""
         return self._summed(figure, lambda operation: operation.group)
+
+    def arithmetic(self) -> dict[str, float]:
+        """Multiplications ("mul"), additions, divisions and exponentials of all operations (Table I of ViTALiTy)."""
+        counts = dict.fromkeys(("mul", "add", "div", "exp"), 0.0)
+        for operation in self.operations:
+            for name, number in operation.arithmetic.items():
+                counts[name] += number
+        return counts
 
     def by_block(self, figure: str = "macs") -> dict[str, float]:
         """`figure` summed over "embed", "blocks.1", "blocks.2", ..., "head"; what acts after a block counts with that block."""

@@ -56,6 +56,28 @@ class Plan:
         """Raises FoveateError if a method does not fit the backbone that `card` describes."""
         for m in self.methods:
             m.validate(card)
+        self.attention(card)
+
+    def attention(self, card) -> dict[int, Method]:
+        """Which method skips or replaces the attention of which 1-based block; raises FoveateError where two claim one.
+
+        A method that names no blocks takes those that no other names (semantics.md 13).
+        """
+        claims = {m: m.attention() for m in self.methods}
+        owners: dict[int, Method] = {}
+        for m, blocks in claims.items():
+            for block in blocks if blocks != "all" else ():
+                if block in owners:
+                    raise FoveateError(f"a plan in which both {owners[block].name} and {m.name} take the attention of block {block}",
+                                       "one method for the attention of a block", f"leave block {block} out of one of the two")
+                owners[block] = m
+        everywhere = [m for m, blocks in claims.items() if blocks == "all"]
+        if len(everywhere) > 1:
+            raise FoveateError(f"a plan in which {everywhere[0].name} and {everywhere[1].name} both take the attention of all blocks",
+                               "one method for the attention of a block", f"name the blocks of each: {everywhere[0].name}(blocks=[1, 2, 3])")
+        for m in everywhere:
+            owners |= {block: m for block in range(1, card.depth + 1) if block not in owners}
+        return owners
 
     def to_dict(self) -> dict[str, Any]:
         return {"foveate_plan": VERSION, "methods": [m.to_dict() for m in self.methods]}

@@ -40,6 +40,16 @@ class BlockWork:
         """Live tokens, prefix and packages included."""
         return self.prefix + self.patches + self.packages
 
+    @property
+    def maps(self) -> tuple[int, int, int]:
+        """(queries, keys, how many) of the block's score maps: one map a head, and a window where there are windows.
+
+        A package token in a window is a key; as a query it sees itself only.
+        """
+        if self.card.window:
+            return self.card.window.area, self.card.window.area + self.packages, self.card.heads * self.card.window.count
+        return self.tokens, self.tokens, self.card.heads
+
     def origin(self, name: str) -> str:
         """Where the part `name` of this block runs."""
         return f"blocks.{self.number}.{name}"
@@ -82,28 +92,33 @@ class Seen:
 
 @dataclass
 class Workload:
-    """The blocks of `card` as one image runs them; `bound` says that some token count is only an upper bound."""
+    """The blocks of `card` as one image runs them; `bound` says that some token count is only an upper bound.
+
+    tail: what methods run behind the head.
+    """
 
     card: Card
     blocks: list[BlockWork]
     seen: Seen | None = None
     bound: bool = False
+    tail: list[Operation] = field(default_factory=list)
 
     def operations(self) -> tuple[Operation, ...]:
         """Everything that runs, in order."""
         operations = list(self.card.stem)
         for block in self.blocks:
             operations += block_operations(block, self.card.next_block(block.number))
-        return (*operations, *head_operations(self.card, self.blocks[-1]))
+        return (*operations, *head_operations(self.card, self.blocks[-1]), *self.tail)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one method does to the work: see the module's docstring."""
+    """What one method does to the work: see the module's docstring. prefix: prefix tokens that it adds."""
 
     stages: tuple[Stage, ...] = ()
     change: Callable[[Workload], None] | None = None
     params: int = 0
+    prefix: int = 0
 
 
 def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = None) -> Workload:
@@ -112,7 +127,8 @@ def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = Non
     Raises FoveateError where `seen` does not fit the plan.
     """
     effects = tuple(effects)
-    blocks = [BlockWork(i + 1, block, card.prefix_tokens, block.patches) for i, block in enumerate(card.blocks)]
+    prefix = card.prefix_tokens + sum(effect.prefix for effect in effects)
+    blocks = [BlockWork(i + 1, block, prefix, block.patches) for i, block in enumerate(card.blocks)]
     work = Workload(card, blocks, seen)
     _walk(work, all_stages(effects))
     for effect in effects:
@@ -180,11 +196,8 @@ def package_operations(origin: str, patches: int, dropped: int, dim: int, packag
 
 
 def softmax_attention(block: BlockWork) -> list[Operation]:
-    """Q K^T, softmax and A V of every head (and window); a package token in a window is a key, as a query it sees itself only."""
-    card, packages = block.card, block.packages
-    queries, keys, maps = block.tokens, block.tokens, card.heads
-    if card.window:
-        queries, keys, maps = card.window.area, card.window.area + packages, card.heads * card.window.count
+    """Q K^T, softmax and A V of every head (and window)."""
+    card, (queries, keys, maps) = block.card, block.maps
     return [
         block.operation("gemm", "attn.qk", m=queries, n=keys, k=card.head_dim, times=maps),
         block.operation("softmax", "attn.softmax", m=queries, n=keys, times=maps),

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from foveate.card import Card
 from foveate.errors import FoveateError
+from foveate.nn.attention import SKIP, Mix
 from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import PACKAGE, Tokens
-
-Mix = Callable[..., Tensor]
-
 
 def refuse(name: str, what: str, allowed: str, do: str = "use a supported backbone (`foveate models`), or open an issue naming this one"):
     """Raises the FoveateError for a backbone or a part of it that foveate does not know."""
@@ -71,8 +69,11 @@ class Anatomy(ABC):
     def check(self) -> None:
         """Raises FoveateError for a structure that this family does not know."""
 
+    def check_attention(self) -> None:
+        """Raises FoveateError for blocks that no method may touch, because their attention means something else (the idle plan is fine there)."""
+
     def check_prunable(self) -> None:
-        """Raises FoveateError for what only runs with all its tokens (the idle plan is fine there)."""
+        """Raises FoveateError for what only runs with all its tokens."""
 
     @property
     @abstractmethod
@@ -85,7 +86,7 @@ class Anatomy(ABC):
 
     @abstractmethod
     def run(self, index: int, tokens: Tokens, mix: Mix) -> Tokens:
-        """Block `index` (1-based) in any form, with `mix(q, k, v, tokens, scale, fused, dropout)` as attention."""
+        """Block `index` (1-based) in any form, with `mix` as attention (see Hooks.attention) or, for SKIP, without its attention branch."""
 
     @abstractmethod
     def run_native(self, index: int, tokens: Tokens) -> Tokens:
@@ -99,6 +100,14 @@ class Anatomy(ABC):
     def head(self, tokens: Tokens) -> Tensor:
         """Final norm, pooling over live tokens and classifier: logits [B, classes]."""
 
+    def heads(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """The logits of each classifier, whose mean is `head`: the class token's and, in distilled models, the distillation token's."""
+        return (self.head(tokens),)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The norm between the last block and the classifier, for rows x [..., D]."""
+        return self.model.norm(x)
+
     @abstractmethod
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Final patch features [B, N, D] of the masked or dense form and their decision weights [B, N]."""
@@ -106,7 +115,7 @@ class Anatomy(ABC):
     def block(self, index: int, tokens: Tokens, mix: Mix | None = None) -> Tokens:
         """Block `index` (1-based) and the stage transition behind it.
 
-        mix: replaces softmax attention where a method brings its own.
+        mix: replaces softmax attention where a method brings its own; SKIP leaves it out.
         """
         if mix is None and not tokens.masked and not tokens.ragged and self.native(tokens):
             tokens = self.run_native(index, tokens)
@@ -124,10 +133,14 @@ class Anatomy(ABC):
         """Softmax attention among live tokens as this family computes it."""
 
 
-def residual_block(block: nn.Module, tokens: Tokens, attention: Callable[[Tensor], Tensor]) -> Tokens:
-    """timm's pre-norm block over its own children: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
+def residual_block(block: nn.Module, tokens: Tokens, mix: Mix, attention: Callable[..., Tensor]) -> Tokens:
+    """timm's pre-norm block over its own children: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))).
+
+    attention: called as attention(attn, norm1(x), tokens=tokens, mix=mix), unless mix is SKIP.
+    """
     x = tokens.x
-    x = x + block.drop_path1(block.ls1(attention(block.norm1(x))))
+    if mix is not SKIP:
+        x = x + block.drop_path1(block.ls1(attention(block.attn, block.norm1(x), tokens=tokens, mix=mix)))
     return tokens.with_x(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
 
@@ -157,10 +170,3 @@ def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
     wide = at_least_float32(x)
     weights = weights.to(wide.dtype)
     return ((weights[:, None] @ wide)[:, 0] / weights.sum(1, keepdim=True)).to(x.dtype)
-
-
-def prefix_rows(tokens: Tokens) -> Tensor:
-    """The prefix tokens of every image: [B, prefix, D]."""
-    if tokens.ragged:
-        return tokens.x[tokens.place == -1].view(tokens.images, tokens.prefix, -1)
-    return tokens.x[:, : tokens.prefix]

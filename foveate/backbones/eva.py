@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveate.backbones.anatomy import Anatomy, check_children, refuse
 from foveate.backbones.pooling import check_pooling, patch_features, pooled_head
-from foveate.nn.attention import attend
+from foveate.nn.attention import SKIP, attend
 from foveate.nn.tokens import Tokens, dense
 
 BLOCK = {"norm1", "attn", "gamma_1", "drop_path1", "norm2", "mlp", "gamma_2", "drop_path2"}
@@ -80,12 +80,15 @@ class Eva(Anatomy):
                 refuse(name, f"{path}.attn is a {type(block.attn).__module__}.{type(block.attn).__name__}", "EvaAttention or AttentionRope of timm")
             check_children(block.attn, ATTENTION, NEEDED, name, f"{path}.attn")
 
-    def check_prunable(self) -> None:
-        name, model = self.card.name, self.model
+    def check_attention(self) -> None:
+        name = self.card.name
         for i, block in enumerate(self.blocks):
             if type(block) is not timm_eva.EvaBlock:
                 refuse(name, f"blocks.{i} is a {type(block).__name__}", "the empty plan there; methods need timm's plain EvaBlock",
                        "use fv.Plan([]), or a backbone with plain blocks")
+
+    def check_prunable(self) -> None:
+        name, model = self.card.name, self.model
         if model.patch_drop is not None:
             refuse(name, "patch_drop_rate > 0", "models without patch dropout where a plan prunes tokens",
                    "create the model with patch_drop_rate=0: the plan already drops patches")
@@ -110,8 +113,9 @@ class Eva(Anatomy):
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:
         block, x = self.model.blocks[index - 1], tokens.x
-        attention = attention_rows(block.attn, block.norm1(x), tokens, self._rope(index, tokens), mix)
-        x = x + block.drop_path1(attention if block.gamma_1 is None else block.gamma_1 * attention)
+        if mix is not SKIP:
+            attention = attention_rows(block.attn, block.norm1(x), tokens, self._rope(index, tokens), mix)
+            x = x + block.drop_path1(attention if block.gamma_1 is None else block.gamma_1 * attention)
         mlp = block.mlp(block.norm2(x))
         return tokens.with_x(x + block.drop_path2(mlp if block.gamma_2 is None else block.gamma_2 * mlp))
 

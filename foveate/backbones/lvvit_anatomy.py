@@ -8,10 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import pooling_weights, prefix_rows
+from foveate.backbones.anatomy import pooling_weights
 from foveate.backbones.lvvit import AUX_WEIGHT, LVViT, LVViTBlock
 from foveate.backbones.vit import MODEL, ViT, attention_rows
-from foveate.nn.tokens import Tokens
+from foveate.nn.attention import SKIP
+from foveate.nn.tokens import Tokens, prefix_rows
 
 
 class LVViTAnatomy(ViT):
@@ -27,8 +28,8 @@ class LVViTAnatomy(ViT):
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:
         block, x = self.model.blocks[index - 1], tokens.x
-        attention = block.ls1(attention_rows(block.attn, block.norm1(x), tokens, mix))
-        x = x + block.drop_path1(attention) / block.skip_lam
+        if mix is not SKIP:
+            x = x + block.drop_path1(block.ls1(attention_rows(block.attn, block.norm1(x), tokens, mix))) / block.skip_lam
         return tokens.with_x(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) / block.skip_lam)
 
     def head(self, tokens: Tokens) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
@@ -11,12 +9,12 @@ from timm.models import pit as timm_pit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import Anatomy, check_children, prefix_rows, refuse, residual_block
-from foveate.backbones.pooling import patch_features
+from foveate.backbones.anatomy import Anatomy, check_children, refuse, residual_block
+from foveate.backbones.pooling import classifier_logits, patch_features
 from foveate.backbones.vit import ATTENTION, BLOCK, attention_rows
 from foveate.nn.attention import attend
 from foveate.nn.coarsen import Coarsening, coarsen, stage_behind
-from foveate.nn.tokens import Tokens, dense
+from foveate.nn.tokens import Tokens, dense, prefix_rows
 
 MODEL = {"patch_embed", "pos_embed", "cls_token", "pos_drop", "transformers", "norm", "head_drop", "head", "head_dist"}
 
@@ -87,7 +85,7 @@ class PiT(Anatomy):
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:
         block = self.blocks[index - 1]
-        return residual_block(block, tokens, partial(attention_rows, block.attn, tokens=tokens, mix=mix))
+        return residual_block(block, tokens, mix, attention_rows)
 
     def next_stage(self, index: int, tokens: Tokens) -> Tokens:
         number = stage_behind(index, [len(stage.blocks) for stage in self.model.transformers])
@@ -108,6 +106,9 @@ class PiT(Anatomy):
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Patches through the final norm, which PiT itself applies to its class tokens only."""
         return patch_features(self.model.norm, tokens)
+
+    def heads(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        return classifier_logits(self.model, self.model.norm(prefix_rows(tokens)))
 
     def head(self, tokens: Tokens) -> Tensor:
         return self.model.forward_head(self.model.norm(prefix_rows(tokens)))

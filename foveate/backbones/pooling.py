@@ -6,9 +6,9 @@ import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import pooling_weights, prefix_rows, refuse, weighted_mean
+from foveate.backbones.anatomy import pooling_weights, refuse, weighted_mean
 from foveate.nn.attention import masked_attention
-from foveate.nn.tokens import Tokens
+from foveate.nn.tokens import Tokens, prefix_rows
 
 
 def check_pooling(model: nn.Module, name: str) -> None:
@@ -30,6 +30,12 @@ def pooled_head(model: nn.Module, tokens: Tokens, include_prefix: bool) -> Tenso
     x, weights = pooling_weights(tokens.with_x(model.norm(tokens.x)), include_prefix)
     x = weighted_mean(x, weights) if model.attn_pool is None else latent_pool(model.attn_pool, x, weights)
     return model.head(model.head_drop(model.fc_norm(x)))
+
+
+def classifier_logits(model: nn.Module, prefix: Tensor) -> tuple[Tensor, ...]:
+    """The logits of the class token and, in distilled models, of the distillation token: normalised prefix rows [B, p, D]."""
+    heads = [head for head in (model.head, getattr(model, "head_dist", None)) if head is not None]
+    return tuple(head(model.head_drop(prefix[:, i])) for i, head in enumerate(heads))
 
 
 def patch_features(norm: nn.Module, tokens: Tokens) -> tuple[Tensor, Tensor]:

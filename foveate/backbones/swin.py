@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveate.backbones.anatomy import Anatomy, check_children, pooling_weights, refuse, weighted_mean
 from foveate.backbones.pooling import patch_features
+from foveate.nn.attention import SKIP
 from foveate.nn.coarsen import Coarsening, coarsen, stage_behind
 from foveate.nn.tokens import Tokens, dense
 from foveate.nn.windows import partition, window_attend, window_keys
@@ -105,7 +106,8 @@ class Swin(Anatomy):
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:
         block, x = self.blocks[index - 1], tokens.x
-        x = x + block.drop_path1(attention_rows(block, block.norm1(x), tokens, mix))
+        if mix is not SKIP:
+            x = x + block.drop_path1(attention_rows(block, block.norm1(x), tokens, mix))
         return tokens.with_x(x + block.drop_path2(block.mlp(block.norm2(x))))
 
     def next_stage(self, index: int, tokens: Tokens) -> Tokens:

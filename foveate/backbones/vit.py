@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
 from timm.layers import Attention, PatchDropout
@@ -11,9 +10,9 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from foveate.backbones.anatomy import Anatomy, check_children, refuse, residual_block
-from foveate.backbones.pooling import check_pooling, patch_features, pooled_head
+from foveate.backbones.pooling import check_pooling, classifier_logits, patch_features, pooled_head
 from foveate.nn.attention import attend
-from foveate.nn.tokens import Tokens, dense
+from foveate.nn.tokens import Tokens, dense, prefix_rows
 
 BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}
@@ -63,8 +62,8 @@ class ViT(Anatomy):
             if type(block.attn) is Attention:
                 check_children(block.attn, ATTENTION, ATTENTION - {"gate"}, name, f"{path}.attn")
 
-    def check_prunable(self) -> None:
-        name, model = self.card.name, self.model
+    def check_attention(self) -> None:
+        name = self.card.name
         for i, block in enumerate(self.blocks):
             if type(block) is not self.plain_block:
                 refuse(name, f"blocks.{i} is a {type(block).__name__}", "the empty plan there; methods need timm's plain Block",
@@ -72,6 +71,9 @@ class ViT(Anatomy):
             if type(block.attn) is not Attention:
                 refuse(name, f"blocks.{i}.attn is a {type(block.attn).__name__}, whose scores mean something else",
                        "the empty plan there; methods need timm's plain Attention", "use fv.Plan([]), or a backbone with plain attention")
+
+    def check_prunable(self) -> None:
+        name, model = self.card.name, self.model
         if isinstance(model.patch_drop, PatchDropout):
             refuse(name, "patch_drop_rate > 0", "models without patch dropout where a plan prunes tokens",
                    "create the model with patch_drop_rate=0: the plan already drops patches")
@@ -89,10 +91,15 @@ class ViT(Anatomy):
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:
         block = self.model.blocks[index - 1]
-        return residual_block(block, tokens, partial(attention_rows, block.attn, tokens=tokens, mix=mix))
+        return residual_block(block, tokens, mix, attention_rows)
 
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         return patch_features(self.model.norm, tokens)
+
+    def heads(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        if getattr(self.model, "head_dist", None) is None:
+            return (self.head(tokens),)
+        return classifier_logits(self.model, self.model.norm(prefix_rows(tokens)))
 
     def head(self, tokens: Tokens) -> Tensor:
         return pooled_head(self.model, tokens, self.model.pool_include_prefix)

@@ -17,10 +17,11 @@ class Method:
     """Settings of one method; subclasses are frozen dataclasses that validate in `__post_init__`.
 
     `name` is the word used in plans, on the command line and for the method's own parameters.
-    `data_dependent` says whether the cost differs from image to image.
+    `data_dependent` says whether the cost differs from image to image; `prunes`, whether tokens are removed.
     """
 
     name: ClassVar[str]
+    prunes: ClassVar[bool] = False
 
     @property
     def data_dependent(self) -> bool:
@@ -28,6 +29,10 @@ class Method:
 
     def validate(self, card) -> None:
         """Raises FoveateError if these settings do not fit the backbone that `card` describes."""
+
+    def attention(self) -> tuple[int, ...] | str:
+        """The 1-based blocks whose attention this method skips or replaces; "all" means those that no other method names."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         return {"method": self.name} | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}

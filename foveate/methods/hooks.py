@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
+from foveate.nn.attention import Mix
 from foveate.nn.tokens import Tokens
 from foveate.trace import Trace
 
@@ -29,6 +31,7 @@ class Run:
     progress: share of training done, in [0, 1].
     replay: decisions to repeat; stage s uses replay.kept[s].
     block_tokens: a list to record what each block works on; None, as in training and export, counts nothing.
+    skipped: blocks whose attention did not run.
     """
 
     masked: bool
@@ -37,6 +40,7 @@ class Run:
     replay: Trace | None = None
     stages: list[Stage] = field(default_factory=list)
     block_tokens: list[list[int]] | None = None
+    skipped: list[int] = field(default_factory=list)
 
     def replayed(self, device: torch.device) -> Tensor | None:
         """Keep decisions [B, slots] (bool) to repeat at the next stage, or None."""
@@ -57,9 +61,26 @@ class Hooks(nn.Module):
     def uninstall(self, blocks: list[nn.Module]) -> None:
         """Undoes `install`."""
 
+    def enter(self, tokens: Tokens) -> Tokens:
+        """Called on what the stem gives to block 1."""
+        return tokens
+
+    def attention(self, block: int, run: Run) -> Mix | None:
+        """What runs in place of softmax attention in block `block` (1-based), where the plan gives that block to this method.
+
+        Called as mix(q, k, v, tokens, scale, fused, dropout, weights=None, bias=None): q [B, n, H, d], k [B, m, H, d] and
+        v [B, m, H, e], or ragged [T, H, .]; the result has q's leading shape. Families with windows pass the decision
+        weights of their keys, families with score biases those. `SKIP` leaves the whole attention branch out.
+        """
+        return None
+
     def after(self, block: int, tokens: Tokens, run: Run) -> Tokens:
         """Called behind block `block` (1-based) and the stage transition that may follow it."""
         return tokens
+
+    def classify(self, tokens: Tokens, final_norm: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Logits [B, classes] of a classifier of the method's own, which inference averages with the model's."""
+        return None
 
     def losses(self, run: Run) -> dict[str, Tensor]:
         """Weighted terms that this method adds to the training loss of `run`."""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import Tokens
+
+Mix = Callable[..., Tensor]
+"""What stands between the projections and the output linear: mix(q, k, v, tokens, scale, fused, dropout, ...) -> z."""
+
+
+def SKIP(*_, **__) -> Tensor:
+    """The Mix that says: this attention branch (norm, attention, residual) does not run at all. It is never called."""
+    raise AssertionError("a skipped attention was run")
 
 
 LOUDEST_DEAD_KEY = 3.0

@@ -111,6 +111,13 @@ def with_all_live(tokens: Tokens) -> Tokens:
     return replace(tokens, live=at_least_float32(tokens.x).new_ones(tokens.x.shape[:2]))
 
 
+def prefix_rows(tokens: Tokens) -> Tensor:
+    """The prefix tokens of every image: [B, prefix, D]."""
+    if tokens.ragged:
+        return tokens.x[tokens.place == PREFIX].view(tokens.images, tokens.prefix, -1)
+    return tokens.x[:, : tokens.prefix]
+
+
 def from_rows(tokens: Tokens, rows: Tensor, image: Tensor, place: Tensor) -> Tokens:
     """Packs rows [R, D] that belong to images `image` [R] (any order) into ragged or uniform form.
 

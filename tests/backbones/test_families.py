@@ -147,7 +147,7 @@ def test_own_form_with_every_token_alive_is_timm(key):
 def test_every_form_gives_the_same_logits(key, package):
     model, images = model_and_images(key)
     anatomy, points = anatomy_of(model), MODELS[key][2]
-    anatomy.check_prunable()
+    anatomy.check_attention(), anatomy.check_prunable()
     dense = model(images)
     for even in (False, True):
         taken = decisions(anatomy, len(images), points, even)
@@ -312,7 +312,7 @@ def test_real_configurations_at_full_depth(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     anatomy = anatomy_of(model.eval())
-    anatomy.check_prunable()
+    anatomy.check_attention(), anatomy.check_prunable()
     assert anatomy.card.name == name and len(anatomy.blocks) == anatomy.card.depth
     images = torch.empty(2, 3, *anatomy.card.image_size, device="meta")
     expected = model(images).shape
@@ -384,7 +384,7 @@ def test_what_runs_in_full_only_is_not_pruned(key, change, word):
     with torch.no_grad():
         assert torch.equal(through(anatomy, images), model(images))
     with pytest.raises(FoveateError) as error:
-        anatomy.check_prunable()
+        anatomy.check_attention(), anatomy.check_prunable()
     assert word in error.value.given and name in error.value.given
 
 

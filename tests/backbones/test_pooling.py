@@ -8,9 +8,9 @@ from timm.layers import AttentionPoolLatent
 
 import foveate as fv
 import tiny
-from foveate.backbones.anatomy import pooling_weights, prefix_rows, weighted_mean
+from foveate.backbones.anatomy import pooling_weights, weighted_mean
 from foveate.backbones.pooling import latent_pool
-from foveate.nn.tokens import PACKAGE, PREFIX, dense, from_rows, with_all_live
+from foveate.nn.tokens import PACKAGE, PREFIX, dense, from_rows, with_all_live, prefix_rows
 
 D = torch.float64
 

@@ -18,6 +18,7 @@ class Random(Method):
     """
 
     name: ClassVar[str] = "random"
+    prunes: ClassVar[bool] = True
 
     after: tuple[int, ...]
     keep: tuple[float, ...]

@@ -26,6 +26,7 @@ class SPViT(Method):
     """
 
     name: ClassVar[str] = "spvit"
+    prunes: ClassVar[bool] = True
 
     after: tuple[int, ...]
     keep: tuple[float, ...]
