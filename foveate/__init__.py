@@ -5,7 +5,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _NAMES = {
-    "Plan": "plan", "SPViT": "methods", "Random": "methods", "Structure": "methods",
+    "Plan": "plan", "SPViT": "methods", "Random": "methods", "Structure": "methods", "ViTALiTy": "methods",
     "Trace": "trace", "Ledger": "ledger", "Operation": "ledger", "FoveateError": "errors",
     "adapt": "adaptive", "restore": "adaptive", "replan": "adaptive", "AdaptiveModel": "adaptive",
     "save": "store", "load": "store", "count": "counting",

@@ -55,6 +55,8 @@ class Plan:
     def validate(self, card) -> None:
         """Raises FoveateError if a method does not fit the backbone that `card` describes."""
         for m in self.methods:
+            if m.prunes:
+                card.check_tokens(f"{m.name}, which prunes tokens,")
             m.validate(card)
         self.attention(card)
 
@@ -181,6 +183,10 @@ def _inline(text: str) -> list[Method]:
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Name):
             return {"true": True, "false": False}.get(node.id, node.id)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):  # a word such as lowrank+sparse
+            parts = value(node.left), value(node.right)
+            if all(isinstance(part, str) for part in parts):
+                return "+".join(parts)
         try:
             return ast.literal_eval(node)
         except (ValueError, TypeError, MemoryError, RecursionError):

@@ -5,7 +5,7 @@ in the blocks (`change`), and how many parameters it adds. Rooms never see one a
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from foveate.card import BlockCard, Card, Part
 from foveate.errors import FoveateError
@@ -41,14 +41,20 @@ class BlockWork:
         return self.prefix + self.patches + self.packages
 
     @property
+    def queries(self) -> int:
+        """Tokens that ask: all, unless the attention subsamples its grid."""
+        return self.tokens if self.card.queries is None else self.prefix + self.card.queries + self.packages
+
+    @property
     def maps(self) -> tuple[int, int, int]:
-        """(queries, keys, how many) of the block's score maps: one map a head, and a window where there are windows.
+        """(queries, keys, how many) of the block's score maps: one map a head, and a window or token group where there are such.
 
         A package token in a window is a key; as a query it sees itself only.
         """
         if self.card.window:
             return self.card.window.area, self.card.window.area + self.packages, self.card.heads * self.card.window.count
-        return self.tokens, self.tokens, self.card.heads
+        groups = self.card.groups
+        return self.queries // groups, self.tokens // groups, self.card.heads * groups
 
     def origin(self, name: str) -> str:
         """Where the part `name` of this block runs."""
@@ -148,7 +154,7 @@ def _walk(work: Workload, stages: list[Stage]) -> None:
         if seen and seen.block_tokens:
             live = seen.block_tokens[block.number - 1] - block.prefix - packages
         block.patches, block.packages, block.whole = live, packages, index == 0
-        if block.card.transition:
+        if block.card.coarsens:
             # A merged token lives if any of its parts did: how many do depends on where the pruned ones lay.
             full = work.card.tokens_after(block.number)
             dead = live < block.card.patches
@@ -205,25 +211,36 @@ def softmax_attention(block: BlockWork) -> list[Operation]:
     ]
 
 
+def replace_scores(work: Workload, blocks: tuple[int, ...] | str, scores: Callable[[BlockWork], list[Operation]] | None) -> None:
+    """Gives `blocks` another attention (None: none); "all" means those that still have softmax attention (semantics.md 13)."""
+    for block in work.blocks:
+        if block.scores is softmax_attention if blocks == "all" else block.number in blocks:
+            block.scores = scores
+
+
 def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
     """Everything that one block runs, its transition and what methods put behind it included."""
-    card, tokens = block.card, block.tokens
-    operations = []
-    if block.scores:
-        # A whole grid is padded to full windows before the projections; live tokens alone are not.
-        rows = card.window.area * card.window.count if card.window and block.whole else tokens
-        linear = {"rows": rows, "kept": block.inputs_kept}
-        operations.append(block.operation("norm", "norm1", m=tokens, n=card.dim))
-        operations += [_gemm(block, part, **linear) for part in card.projections]
-        operations += block.scores(block)
-        operations += [_gemm(block, part, **linear) for part in card.outputs]
-    operations.append(block.operation("norm", "norm2", m=tokens, n=card.dim))
-    layers = [_gemm(block, part, tokens, block.inputs_kept) for part in card.mlp]
-    operations += [*layers[:-1], block.operation("elementwise", "mlp.act", m=tokens, n=card.hidden), layers[-1]]
+    card, rows = block.card, block.queries
+    operations = _attention_branch(block) if block.scores else []
+    if not card.batch_norm:
+        operations.append(block.operation("norm", "norm2", m=rows, n=card.dim))
+    operations += _linears(block, card.mlp[:-1], rows)
+    operations.append(block.operation("elementwise", "mlp.act", m=rows, n=card.hidden))
+    operations += _linears(block, card.mlp[-1:], rows)
     if card.transition:
         counts = _counts(block) | {"grid": following.patches}
         operations += [part_operation(part, counts, block.origin("")) for part in card.transition.parts]
+        operations += [replace(operation, origin=block.origin(operation.origin)) for operation in card.transition.operations]
     return operations + block.after
+
+
+def _attention_branch(block: BlockWork) -> list[Operation]:
+    card, window = block.card, block.card.window
+    # A whole grid is padded to full windows before the projections; live tokens alone are not.
+    rows, back = (window.area * window.count,) * 2 if window and block.whole else (block.tokens, block.queries)
+    before = [] if card.batch_norm else [block.operation("norm", "norm1", m=block.tokens, n=card.dim)]
+    act = [block.operation("elementwise", "attn.act", m=back, n=card.heads * card.value_dim)] if card.batch_norm else []
+    return [*before, *_linears(block, card.projections, rows), *block.scores(block), *act, *_linears(block, card.outputs, back)]
 
 
 def head_operations(card: Card, last: BlockWork) -> list[Operation]:
@@ -250,6 +267,13 @@ def part_operation(part: Part, counts: dict[str, int], place: str = "") -> Opera
     return Operation(part.kind, place + part.name, m, part.outputs, 1 if part.kind == "norm" else k, part.times)
 
 
-def _gemm(block: BlockWork, part: Part, rows: int, kept: float) -> Operation:
-    inputs = part.inputs if kept == 1 else kept_count(kept, part.inputs)
-    return block.operation("gemm", part.name, m=rows, n=part.outputs, k=inputs, times=part.times)
+def _linears(block: BlockWork, parts: Iterable[Part], rows: int) -> list[Operation]:
+    """Linears that read `rows` rows (those of "queries": the tokens that ask), each with the BatchNorm that may stand behind it."""
+    operations, kept = [], block.inputs_kept
+    for part in parts:
+        m = block.queries if part.rows == "queries" else rows
+        inputs = part.inputs if kept == 1 else kept_count(kept, part.inputs)
+        operations.append(block.operation("gemm", part.name, m=m, n=part.outputs, k=inputs, times=part.times))
+        if block.card.batch_norm:
+            operations.append(block.operation("norm", f"norm.{part.name}", m=m, n=part.outputs))
+    return operations

@@ -10,8 +10,9 @@ from foveate.methods.base import Method
 from foveate.methods.random.config import Random
 from foveate.methods.spvit.config import SPViT
 from foveate.methods.structure.config import Structure
+from foveate.methods.vitality.config import ViTALiTy
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (SPViT, Random, Structure)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (SPViT, Random, Structure, ViTALiTy)}
 
 
 def method_class(name: str) -> type[Method]:

@@ -80,6 +80,14 @@ def check_blocks(method: Method, field: str) -> None:
     object.__setattr__(method, field, tuple(value))
 
 
+def check_chosen_blocks(method: Method) -> None:
+    """Turns `blocks` into a tuple of 1-based block numbers, unless it is "all"."""
+    if isinstance(method.blocks, str) and method.blocks != "all":
+        wrong(method, "blocks", method.blocks, '"all" or block numbers such as [4, 5, 6]', 'write blocks="all" or a list')
+    if method.blocks != "all":
+        check_blocks(method, "blocks")
+
+
 def check_ratios(method: Method, field: str, count: int) -> None:
     """Turns `field` into a tuple of `count` keep ratios in (0, 1]."""
     value = getattr(method, field)

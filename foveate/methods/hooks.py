@@ -31,7 +31,7 @@ class Run:
     progress: share of training done, in [0, 1].
     replay: decisions to repeat; stage s uses replay.kept[s].
     block_tokens: a list to record what each block works on; None, as in training and export, counts nothing.
-    skipped: blocks whose attention did not run.
+    skipped: blocks whose attention did not run. figures: what hooks noted on the way, worth logging.
     """
 
     masked: bool
@@ -41,6 +41,7 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     block_tokens: list[list[int]] | None = None
     skipped: list[int] = field(default_factory=list)
+    figures: dict[str, Tensor] = field(default_factory=dict)
 
     def replayed(self, device: torch.device) -> Tensor | None:
         """Keep decisions [B, slots] (bool) to repeat at the next stage, or None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.methods.base import Method, check_blocks, check_depth, check_ratios, wrong
+from foveate.methods.base import Method, check_chosen_blocks, check_depth, check_ratios, wrong
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,7 @@ class Structure(Method):
     def __post_init__(self):
         check_ratios(self, "keep", 1)
         object.__setattr__(self, "keep", self.keep[0])
-        if isinstance(self.blocks, str) and self.blocks != "all":
-            wrong(self, "blocks", self.blocks, '"all" or block numbers such as [4, 5, 6]', 'write blocks="all" or a list')
-        if self.blocks != "all":
-            check_blocks(self, "blocks")
+        check_chosen_blocks(self)
 
     def validate(self, card) -> None:
         if card.family == "eva":
