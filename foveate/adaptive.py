@@ -154,10 +154,10 @@ class AdaptiveModel(nn.Module):
                                "divide by 255, subtract the mean and divide by the deviation: model.pretrained_cfg has both")
         if tuple(images.shape[-2:]) == size:
             return
-        given, embed = f"images of {images.shape[-2]}x{images.shape[-1]} pixels for {self.card.name}", self.anatomy.model.patch_embed
+        given, embed = f"images of {images.shape[-2]}x{images.shape[-1]} pixels for {self.card.name}", getattr(self.anatomy.model, "patch_embed", None)
         if not getattr(self.anatomy.model, "dynamic_img_size", False):
             raise FoveateError(given, f"{size[0]}x{size[1]} pixels",
-                               "resize the images, or create the model with img_size=... (divisible by its patch) or dynamic_img_size=True")
+                               f"resize the images, or create the model with {self.anatomy.resized_by}")
         if not embed.dynamic_img_pad and any(side % patch for side, patch in zip(images.shape[-2:], embed.patch_size)):
             raise FoveateError(given, f"sides divisible by the patch of {embed.patch_size[0]}x{embed.patch_size[1]} pixels",
                                "resize or pad the images, or create the model with dynamic_img_pad=True")

@@ -5,6 +5,7 @@ It does not live in foveate.backbones because importing that package registers m
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,11 @@ from foveate.ledger import Operation
 
 SHIPPED = Path(__file__).parent / "cards"
 LINEARS = ("projections", "outputs", "mlp")
+# Families in which a token can neither leave nor join, and why.
+FIXED_TOKENS = {
+    "levit": "whose BatchNorm goes over all tokens and whose score biases belong to the places of a full grid",
+    "mobilevit": "whose convolutions between the blocks read the whole map",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Part:
 
     name: its place below the block or the head, such as "attn.qkv" or "head.fc".
     rows: what its rows are, words joined by "+": "tokens" (prefix+patches+packages), "prefix", "patches", "packages", "grid"
-        (every place of the patch grid, live or not), "image" (one row).
+        (every place of the patch grid, live or not), "image" (one row), "queries" (of a block's projections: the tokens that ask).
     times: groups or heads. kind: as in Operation ("norm" touches rows x outputs elements).
     along: the dimension of the product that the rows are, "m", or "k" for a weighted sum over them.
     """
@@ -58,13 +64,15 @@ class Transition:
     """What happens between a block and a coarser next one: Swin's patch merging, PiT's pooling convolution.
 
     A place of the new grid reads a kernel x kernel field of the old one, `stride` apart, `padding` beyond its edge.
-    parts: their rows are those of the new grid.
+    parts: their rows are those of the new grid. operations: what runs in full whatever the tokens do, such as convolutions of several
+    sizes; origins below the block.
     """
 
     kernel: int
     stride: int
     padding: int
     parts: tuple[Part, ...]
+    operations: tuple[Operation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,9 @@ class BlockCard:
     projections: the linears that make queries, keys and values (and a gate, where there is one).
     outputs: the linear behind the attention (several in blocks with parallel attentions; `heads` counts all their heads).
     mlp: the MLP's linears; `hidden` is the width of its activation.
+    queries: patch tokens that ask and live on where the attention itself subsamples (LeViT); None: all of `grid`.
+    groups: token sets that attend among themselves only (MobileViT's pixel groups).
+    batch_norm: a BatchNorm behind each linear and an activation before `outputs`, in place of norms before attention and MLP (LeViT).
     """
 
     dim: int
@@ -88,6 +99,14 @@ class BlockCard:
     mlp: tuple[Part, ...]
     window: Window | None = None
     transition: Transition | None = None
+    queries: int | None = None
+    groups: int = 1
+    batch_norm: bool = False
+
+    @property
+    def coarsens(self) -> bool:
+        """Whether a coarser grid follows."""
+        return self.transition is not None or self.queries is not None
 
     @property
     def patches(self) -> int:
@@ -104,7 +123,7 @@ class BlockCard:
 class Card:
     """A backbone: `blocks` between the fixed operations of the `stem` and the parts of the `head`.
 
-    family: "vit", "eva", "pit", "swin" or "lvvit". image_size: (height, width) in pixels. prefix_tokens: class, distillation and
+    family: "vit", "eva", "pit", "swin", "lvvit", "levit" or "mobilevit". image_size: (height, width) in pixels. prefix_tokens: class, distillation and
     register tokens. pool: what the head reads ("token", "avg", "map", ...). params: of the whole dense model.
     """
 
@@ -159,7 +178,27 @@ class Card:
     def stage_of(self, number: int) -> int:
         """The 1-based stage of block `number`: one more than the transitions before it."""
         self.block(number)
-        return 1 + sum(block.transition is not None for block in self.blocks[: number - 1])
+        return 1 + sum(block.coarsens for block in self.blocks[: number - 1])
+
+    def check_tokens(self, what: str) -> None:
+        """Raises FoveateError where tokens can neither leave nor join; `what` says what would do so, such as "a plan that prunes tokens"."""
+        if self.family in FIXED_TOKENS:
+            raise FoveateError(
+                given=f"{what} on {self.name}, {FIXED_TOKENS[self.family]}",
+                allowed="methods that replace or skip attention, and the empty plan",
+                do="use a backbone of the ViT, Eva, LV-ViT, PiT or Swin family, or leave that out of the plan",
+            )
+
+    def check_skippable(self, blocks: Iterable[int]) -> None:
+        """Raises FoveateError for a 1-based block in `blocks` that has no residual around its attention and cannot do without."""
+        for number in blocks:
+            if self.block(number).queries is not None:
+                able = [n for n, block in enumerate(self.blocks, 1) if block.queries is None]
+                raise FoveateError(
+                    given=f"block {number} of {self.name} without attention: it is what shrinks the grid, and no residual leads around it",
+                    allowed=f"blocks {', '.join(map(str, able))}",
+                    do=f"leave block {number} out of the skipped blocks",
+                )
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal Card; runs of equal blocks are written once."""
@@ -245,6 +284,8 @@ def _block_form(block: BlockCard) -> dict[str, Any]:
         form[name] = [_sparse(part, Part) for part in form[name]]
     if block.transition:
         form["transition"]["parts"] = [_sparse(part, Part) for part in form["transition"]["parts"]]
+        form["transition"]["operations"] = tuple(_sparse(o, Operation) for o in form["transition"]["operations"])
+        form["transition"] = _sparse(form["transition"], Transition)
     return _sparse(form, BlockCard)
 
 
@@ -255,5 +296,6 @@ def _block(form: dict[str, Any]) -> BlockCard:
         parts["window"] = Window(**form["window"])
     if form.get("transition"):
         inner = tuple(Part(**p) for p in form["transition"]["parts"])
-        parts["transition"] = Transition(**form["transition"] | {"parts": inner})
+        fixed = tuple(Operation(**o) for o in form["transition"].get("operations", ()))
+        parts["transition"] = Transition(**form["transition"] | {"parts": inner, "operations": fixed})
     return BlockCard(**form | parts | {"grid": tuple(form["grid"])})

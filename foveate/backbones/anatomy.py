@@ -36,7 +36,7 @@ def check_children(module: nn.Module, known: set[str], required: set[str], name:
 
 def check_image_size(model: nn.Module, card: Card) -> None:
     """Raises FoveateError where the image is not a whole number of patches: timm would silently ignore its last rows."""
-    embed = model.patch_embed
+    embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     stride = getattr(getattr(embed, "conv", None), "stride", patch)  # PiT's patches overlap
     if patch is None or getattr(embed, "dynamic_img_pad", False):
@@ -55,6 +55,7 @@ class Anatomy(ABC):
     """
 
     family: ClassVar[str]
+    resized_by: ClassVar[str] = "img_size=... (divisible by its patch) or dynamic_img_size=True"
 
     def __init__(self, model: nn.Module, card: Card):
         self.model, self.card = model, card

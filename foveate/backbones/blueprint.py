@@ -13,6 +13,7 @@ from timm.layers import DropPath
 from torch import nn
 
 import foveate.backbones  # noqa: F401  registers the backbones that timm lacks
+from foveate.backbones.reader import image_size
 from foveate.errors import FoveateError
 
 
@@ -97,6 +98,22 @@ _SWIN: dict[str, Callable[[nn.Module], Any]] = _COMMON | {
     "always_partition": lambda m: m.layers[0].blocks[0].always_partition,
     "dynamic_img_size": lambda m: m.dynamic_img_size,
 }
+_LEVIT: dict[str, Callable[[nn.Module], Any]] = {key: _COMMON[key] for key in ("num_classes", "in_chans", "global_pool", "drop_path_rate")} | {
+    "img_size": lambda m: _pair(image_size(m)),
+    "embed_dim": lambda m: tuple(m.embed_dim),
+    "key_dim": lambda m: m.stages[0].blocks[0].attn.key_dim,
+    "depth": lambda m: tuple(len(s.blocks) for s in m.stages),
+    "num_heads": lambda m: tuple(s.blocks[0].attn.num_heads for s in m.stages),
+    "attn_ratio": lambda m: tuple(s.blocks[0].attn.val_dim / s.blocks[0].attn.key_dim for s in m.stages),
+    "mlp_ratio": lambda m: tuple(s.blocks[0].mlp.ln1.linear.out_features / s.blocks[0].mlp.ln1.linear.in_features for s in m.stages),
+    "stem_type": lambda m: f"s{m.stem.stride}",
+    "drop_rate": lambda m: m.drop_rate,
+    "distilled": lambda m: hasattr(m, "head_dist"),
+}
+_MOBILEVIT: dict[str, Callable[[nn.Module], Any]] = {key: _COMMON[key] for key in ("num_classes", "in_chans", "global_pool", "drop_path_rate")} | {
+    "drop_rate": lambda m: m.drop_rate,
+    "input_size": lambda m: tuple(m.pretrained_cfg["input_size"]),
+}
 # Class -> (timm name to start from where the model carries none, what to read off a live model)
 _READERS: dict[str, tuple[str, dict[str, Callable[[nn.Module], Any]]]] = {
     "VisionTransformer": ("vit_base_patch16_224", _VIT),
@@ -105,6 +122,9 @@ _READERS: dict[str, tuple[str, dict[str, Callable[[nn.Module], Any]]]] = {
     "Eva": ("eva02_small_patch14_224", _FLAT | {"qkv_fused": lambda m: m.blocks[0].attn.qkv is not None}),
     "PoolingVisionTransformer": ("pit_s_224", _PIT),
     "SwinTransformer": ("swin_tiny_patch4_window7_224", _SWIN),
+    "Levit": ("levit_512", _LEVIT),
+    "LevitDistilled": ("levit_128s", _LEVIT),
+    "ByobNet": (None, _MOBILEVIT),
 }
 
 
@@ -144,19 +164,21 @@ class Blueprint:
             raise FoveateError(f"backbone {self.architecture!r}", "a model of the installed timm or of foveate (`foveate models`)",
                                "install the timm version named in the run's run.json")
         try:
-            return timm.create_model(self.architecture, **_tuples(self.arguments)).to(device)
+            return timm.create_model(self.architecture, **_keywords(self.arguments)).to(device)
         except Exception as error:
             raise FoveateError(f"backbone {self.architecture!r} with {self.arguments} ({type(error).__name__}: {error})",
                                "backbones that the installed timm can build", "install the timm version named in the run's run.json") from None
 
 
-def _tuples(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+def _keywords(arguments: dict[str, Any]) -> dict[str, Any]:
+    keywords = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    # Where no layer depends on the image's size, timm keeps it with the weights' description.
+    return keywords | {"pretrained_cfg_overlay": {"input_size": keywords.pop("input_size")}} if "input_size" in keywords else keywords
 
 
 def _meta(name: str, arguments: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
-        return timm.create_model(name, **_tuples(arguments))
+        return timm.create_model(name, **_keywords(arguments))
 
 
 def _deviations(model: nn.Module, twin: nn.Module, readers: dict[str, Callable[[nn.Module], Any]], known: dict[str, Any]) -> dict[str, Any]:

@@ -6,28 +6,30 @@ from dataclasses import replace
 
 import timm
 import torch
-from timm.layers import Attention, AttentionPoolLatent, AttentionPoolPrr, AttentionRope, DiffAttention
-from timm.models import vision_transformer as timm_vit
+from timm.layers import AttentionPoolLatent, AttentionPoolPrr
+from timm.models.byobnet import ByobNet
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.eva import Eva, EvaAttention
+from timm.models.eva import Eva
+from timm.models.levit import Levit, LevitDistilled
 from timm.models.pit import PoolingVisionTransformer
-from timm.models.swin_transformer import PatchMerging, SwinTransformer, WindowAttention
+from timm.models.swin_transformer import PatchMerging, SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from foveate.backbones.block_cards import block_card
+from foveate.backbones.convolutional import levit, levit_stem, mobilevit, mobilevit_stem
 from foveate.backbones.lvvit import LVViT
-from foveate.backbones.reader import Reader
+from foveate.backbones.reader import Reader, image_size
 from foveate.card import BlockCard, Card, Part, Transition, Window
 from foveate.errors import FoveateError
 from foveate.ledger import Operation
-
-ATTENTIONS = (Attention, AttentionRope, DiffAttention, EvaAttention, WindowAttention)
-PARALLEL = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
 
 
 def describe(model: nn.Module, name: str | None = None) -> Card:
     """The Card of a live timm model; its parameters may be on the meta device.
 
-    model: timm's VisionTransformer (distilled too), Eva, PoolingVisionTransformer, SwinTransformer, or foveate's LVViT.
+    model: timm's VisionTransformer (distilled too), Eva, PoolingVisionTransformer, SwinTransformer, Levit (distilled too) or ByobNet
+        with MobileViT blocks, or foveate's LVViT.
     name: the card's name; by default the architecture's name in timm.
     Raises FoveateError for any other model and for a layer whose cost would go uncounted.
     """
@@ -35,12 +37,11 @@ def describe(model: nn.Module, name: str | None = None) -> Card:
     reader = Reader(model, name)
     if type(model) not in FAMILIES:
         raise reader.refuse(f"a {type(model).__module__}.{type(model).__name__}")
-    family, read = FAMILIES[type(model)]
-    size = getattr(model.patch_embed, "img_size", None)
+    family, read_stem, read = FAMILIES[type(model)]
+    size = image_size(model)
     if size is None:
         raise reader.refuse("a model without a fixed image size (img_size=None)")
-    size = tuple(size)
-    stem, grid = _stem(reader, model.patch_embed, size)
+    stem, grid = read_stem(reader, model, size)
     blocks, head, prefix = read(reader, model, grid)
     if reader.unread:
         raise reader.refuse(f"the layer {next(iter(reader.unread.values()))!r}, which is no part of a known structure")
@@ -73,7 +74,8 @@ def describe_name(name: str) -> Card:
     return describe(model, name)
 
 
-def _stem(reader: Reader, embed: nn.Module, size: tuple[int, int]) -> tuple[tuple[Operation, ...], tuple[int, int]]:
+def _stem(reader: Reader, model: nn.Module, size: tuple[int, int]) -> tuple[tuple[Operation, ...], tuple[int, int]]:
+    embed = model.patch_embed
     names = [n for n in ("conv1", "conv2", "conv3", "proj", "conv") if isinstance(getattr(embed, n, None), nn.Conv2d)]
     operations = []
     for name in names:
@@ -84,60 +86,8 @@ def _stem(reader: Reader, embed: nn.Module, size: tuple[int, int]) -> tuple[tupl
     return tuple(operations), size
 
 
-def _block(reader: Reader, block: nn.Module, grid: tuple[int, int]) -> BlockCard:
-    if type(block) in PARALLEL:
-        return _parallel_scaling(reader, block, grid)
-    things = type(block) is timm_vit.ParallelThingsBlock
-    attentions = [branch.attn for branch in block.attns] if things else [getattr(block, "attn", None)]
-    mlps = [branch.mlp for branch in block.ffns] if things else [getattr(block, "mlp", None)]
-    projections, outputs, layers = [], [], []
-    for attention in attentions:
-        if type(attention) not in ATTENTIONS:
-            raise reader.refuse(f"a {type(block).__name__} with a {type(attention).__name__} as its attention")
-        projections += _projections(reader, attention)
-        outputs.append(reader.linear(attention.proj, "attn.proj"))
-    for mlp in mlps:
-        layers += [reader.linear(getattr(mlp, n), f"mlp.{n}") for n in ("fc1", "fc1_g", "fc1_x", "fc2") if hasattr(mlp, n)]
-    value = outputs[0].inputs // attentions[0].num_heads
-    # Differential attention makes two maps from each head's query and multiplies each with the whole value.
-    maps = 2 if type(attentions[0]) is DiffAttention else 1
-    heads = maps * attentions[0].num_heads * len(attentions)
-    hidden = sum(layer.inputs for layer in layers if layer.name == "mlp.fc2")
-    dim = outputs[0].outputs
-    return BlockCard(dim, heads, value // maps, value, hidden, grid, tuple(projections), tuple(outputs), tuple(layers))
-
-
-def _projections(reader: Reader, attention: nn.Module) -> list[Part]:
-    if getattr(attention, "qkv", None) is not None:
-        parts = [reader.linear(attention.qkv, "attn.qkv")]
-    else:
-        parts = [reader.linear(getattr(attention, n), f"attn.qkv.{n}") for n in ("q_proj", "k_proj", "v_proj")]
-    if getattr(attention, "gate", None) is not None:
-        parts.append(reader.linear(attention.gate, "attn.gate"))
-    return parts
-
-
-def _parallel_scaling(reader: Reader, block: nn.Module, grid: tuple[int, int]) -> BlockCard:
-    joint = reader.linear(block.in_proj, "in_proj")
-    dim = joint.inputs
-    hidden = joint.outputs - 3 * dim
-    if getattr(block, "attn_out_proj", None) is not None:
-        reader.linear(block.attn_out_proj, "attn_out_proj"), reader.linear(block.mlp_out_proj, "mlp_out_proj")
-    else:
-        reader.linear(block.out_proj, "out_proj")
-    maps = 2 if type(block) is timm_vit.DiffParallelScalingBlock else 1
-    value = dim // block.num_heads
-    # Joint layers are counted as the attention's and the MLP's share of them.
-    return BlockCard(
-        dim, maps * block.num_heads, value // maps, value, hidden, grid,
-        projections=(Part("attn.qkv", dim, 3 * dim),),
-        outputs=(Part("attn.proj", dim, dim),),
-        mlp=(Part("mlp.fc1", dim, hidden), Part("mlp.fc2", hidden, dim)),
-    )
-
-
 def _flat(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
-    blocks = tuple(_block(reader, block, grid) for block in model.blocks)
+    blocks = tuple(block_card(reader, block, grid) for block in model.blocks)
     patches, prefix = math.prod(grid), model.num_prefix_tokens
     parts = [Part("norm", model.embed_dim, model.embed_dim, kind="norm")]
     if type(model.attn_pool) is AttentionPoolLatent:
@@ -187,7 +137,7 @@ def _pit(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
                 reader.linear(stage.pool.fc, "transition.fc", "prefix"),
             )
             blocks[-1] = replace(blocks[-1], transition=Transition(kernel, stride, padding, parts))
-        blocks += [_block(reader, block, grid) for block in stage.blocks]
+        blocks += [block_card(reader, block, grid) for block in stage.blocks]
     norm = Part("norm", model.embed_dim, model.embed_dim, "prefix", kind="norm")
     heads = _classifiers(reader, model, "image" if model.global_pool else "prefix")
     return tuple(blocks), (norm, *heads), model.num_tokens
@@ -206,7 +156,7 @@ def _swin(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
             height, width = block.window_size
             count = math.ceil(grid[0] / height) * math.ceil(grid[1] / width)
             window = Window(height, width, count, any(block.shift_size))
-            blocks.append(replace(_block(reader, block, grid), window=window))
+            blocks.append(replace(block_card(reader, block, grid), window=window))
     norm = Part("norm", model.num_features, model.num_features, kind="norm")
     rows = "image" if model.global_pool else "grid"
     heads = [reader.linear(model.head.fc, "head.fc", rows)] if isinstance(model.head.fc, nn.Linear) else []
@@ -214,10 +164,13 @@ def _swin(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
 
 
 FAMILIES = {
-    timm_vit.VisionTransformer: ("vit", _flat),
-    VisionTransformerDistilled: ("vit", _flat),
-    LVViT: ("lvvit", _flat),
-    Eva: ("eva", _flat),
-    PoolingVisionTransformer: ("pit", _pit),
-    SwinTransformer: ("swin", _swin),
+    VisionTransformer: ("vit", _stem, _flat),
+    VisionTransformerDistilled: ("vit", _stem, _flat),
+    LVViT: ("lvvit", _stem, _flat),
+    Eva: ("eva", _stem, _flat),
+    PoolingVisionTransformer: ("pit", _stem, _pit),
+    SwinTransformer: ("swin", _stem, _swin),
+    Levit: ("levit", levit_stem, levit),
+    LevitDistilled: ("levit", levit_stem, levit),
+    ByobNet: ("mobilevit", mobilevit_stem, mobilevit),
 }

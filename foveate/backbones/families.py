@@ -9,24 +9,27 @@ from torch import nn
 from foveate.backbones.anatomy import Anatomy
 from foveate.backbones.describe import describe
 from foveate.backbones.eva import Eva
+from foveate.backbones.levit import LeViT
 from foveate.backbones.lvvit_anatomy import LVViTAnatomy
+from foveate.backbones.mobilevit import MobileViT
 from foveate.backbones.pit import PiT
 from foveate.backbones.swin import Swin
 from foveate.backbones.vit import ViT
 from foveate.errors import FoveateError
 
-FAMILIES: tuple[type[Anatomy], ...] = (ViT, Eva, LVViTAnatomy, PiT, Swin)
+FAMILIES: tuple[type[Anatomy], ...] = (ViT, Eva, LVViTAnatomy, PiT, Swin, LeViT, MobileViT)
 SUPPORTED = ("timm's VisionTransformer (DeiT, DeiT-III, AugReg, DINOv2, CLIP, SigLIP), Eva (EVA-02, DINOv3, Perception Encoder), "
-             "PoolingVisionTransformer (PiT), SwinTransformer, and foveate's LVViT")
+             "PoolingVisionTransformer (PiT), SwinTransformer, Levit (with linears), ByobNet with MobileViT blocks, and foveate's LVViT")
 # Near relatives that look supported: what sets them apart.
 NEAR = {
     "Beit": "BEiT's blocks add relative positions to their scores; beit.Block shares only its name with vision_transformer.Block",
     "VisionTransformerRelPos": "its blocks add relative positions to their scores, which a pruned sequence no longer lines up with",
     "NaFlexVit": "NaFlex models pack images of several sizes into one sequence with masks of their own",
+    "ByobNet": "of the networks of timm.models.byobnet, those with MobileViT blocks of version 1 are known: mobilevit_xxs, mobilevit_xs, mobilevit_s",
     "SwinTransformerV2": "Swin V2 has cosine attention and norms behind its branches",
     "SwinTransformerV2Cr": "Swin V2 has cosine attention and norms behind its branches",
 }
-_KNOWN = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "PoolingVisionTransformer", "SwinTransformer", "LVViT"}
+_KNOWN = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "PoolingVisionTransformer", "SwinTransformer", "LVViT", "Levit", "LevitDistilled"}
 
 
 def anatomy_of(model: nn.Module, name: str | None = None) -> Anatomy:

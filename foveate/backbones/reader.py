@@ -20,7 +20,7 @@ class Reader:
         """The FoveateError for a structure whose cost is not known."""
         return FoveateError(
             given=f"{self.name}: {what}",
-            allowed="layers of timm's Vision Transformer, EVA, PiT, Swin Transformer and of foveate's LV-ViT",
+            allowed="layers of timm's Vision Transformer, EVA, PiT, Swin Transformer, LeViT, MobileViT and of foveate's LV-ViT",
             do="use a supported backbone (`foveate models`)",
         )
 
@@ -43,3 +43,15 @@ class Reader:
         groups, area = layer.groups, math.prod(layer.kernel_size)
         inputs = layer.in_channels // groups * area
         return Operation("conv", name, math.prod(result), layer.out_channels // groups, inputs, groups), result
+
+
+def image_size(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of the images that a timm model takes; None where it does not say."""
+    if size := getattr(getattr(model, "patch_embed", None), "img_size", None):
+        return tuple(size)
+    grid = next((module.resolution for module in model.modules() if hasattr(module, "attention_bias_idxs")), None)
+    if grid and hasattr(model.stem, "stride"):  # LeViT: the places of its score biases, and how far apart its stem sets them
+        return tuple(side * model.stem.stride for side in grid)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    # Convolutions take any size: MobileViT's is the one it is meant for.
+    return tuple(config["input_size"][-2:]) if type(model).__name__ == "ByobNet" and "input_size" in config else None

@@ -32,6 +32,7 @@ class Tokens:
     lengths: live tokens of each image, ragged form only.
     package_weight: weight of package tokens in average and map pooling.
     rope: rotary table of the backbone, rows in grid order; None without rotary embeddings.
+    beside: what the backbone carries past the blocks for a later layer, such as MobileViT's map [B, C, H, W]; None for most.
     """
 
     x: Tensor
@@ -43,6 +44,7 @@ class Tokens:
     lengths: tuple[int, ...] | None = None
     package_weight: float = 1.0
     rope: Tensor | None = None
+    beside: Tensor | None = None
 
     @property
     def masked(self) -> bool:
