@@ -19,14 +19,16 @@ def mixed(function: Attention, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, 
     q: [B, n, H, d], k: [B, m, H, d], v: [B, m, H, e], or ragged [T, H, ...]: then image by image, each with its own tokens
     only. Returns q's leading shape, [..., H, e]. weights: decision weights of the keys [B, m] where they are others than
     the stream's own, as for keys in windows; B is then the number of windows of all images.
-    The function runs outside autocast, in v's type unless it widens: what must not overflow is its own decision.
+    Under autocast the function runs outside it, in v's type: what may be rounded and what overflows it knows best itself.
     """
-    q, k = q.to(v.dtype), k.to(v.dtype)
+    device = v.device.type
+    if torch.is_autocast_enabled(device):  # asked first because switching it off leaves a trace in exported graphs
+        with torch.autocast(device, enabled=False):
+            return mixed(function, q.to(v.dtype), k.to(v.dtype), v, tokens, weights)
+    if weights is None and tokens.ragged:
+        parts = zip(*(torch.split(t.transpose(0, 1), tokens.lengths, dim=1) for t in (q, k, v)))
+        return torch.cat([function(*(t[None] for t in part), None)[0] for part in parts], dim=1).transpose(0, 1)
     if weights is None and tokens.masked:
         weights = tokens.live
-    with torch.autocast(q.device.type, enabled=False):
-        if weights is None and tokens.ragged:
-            parts = zip(*(torch.split(t.transpose(0, 1), tokens.lengths, dim=1) for t in (q, k, v)))
-            return torch.cat([function(*(t[None] for t in part), None)[0] for part in parts], dim=1).transpose(0, 1)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return function(q, k, v, None if weights is None else weights[:, None]).transpose(1, 2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return function(q, k, v, None if weights is None else weights[:, None]).transpose(1, 2)

@@ -46,7 +46,7 @@ def ranges(x: Tensor, weights: Tensor | None = None, over: str = "image") -> tup
 
 def predicted_attention(q: Tensor, k: Tensor, scale: float, weights: Tensor | None = None, bits: int = 4, bias: Tensor | None = None,
                         q_range: tuple[Tensor, Tensor] | None = None, k_range: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Sanger's prediction softmax(scale q4(Q) q4(K)^T + bias) over the live keys; NaN where none is alive.
+    """Sanger's prediction softmax(scale q4(Q) q4(K)^T + bias) over the live keys; no use where none is alive.
 
     bias: broadcastable to [..., n, m]. q_range, k_range: (low, high) of the quantisers, frozen or shared ones; by default the
     `ranges` of q and k, where queries count as the tokens of the keys if n == m and as all alive otherwise.
@@ -58,7 +58,8 @@ def predicted_attention(q: Tensor, k: Tensor, scale: float, weights: Tensor | No
     if bias is not None:
         scores = scores + bias
     if weights is not None:
-        scores = scores.masked_fill((weights <= 0).unsqueeze(-2), -torch.inf)
+        # Not -inf: a row without live keys would become NaN.
+        scores = scores.masked_fill((weights <= 0).unsqueeze(-2), torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
 
 
@@ -70,7 +71,8 @@ def strong_mask(q: Tensor, k: Tensor, scale: float, threshold: float, weights: T
 
     A row has fewer than 1/T such keys; it may have none, and with T = 1 it always has none.
     """
-    return predicted_attention(q, k, scale, weights, bits, bias, q_range, k_range) > threshold
+    mask = predicted_attention(q, k, scale, weights, bits, bias, q_range, k_range) > threshold
+    return mask if weights is None else mask & (weights > 0).unsqueeze(-2)
 
 
 def full_softmax(scores: Tensor, weights: Tensor | None = None, own: bool | None = None) -> Tensor:

@@ -44,14 +44,12 @@ def taylor_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Ten
 def taylor_map(q: Tensor, k: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
     """The Taylor attention map diag^-1(t_D) (1/scale 11^T + Q K_hat^T) [..., n, m]; its rows sum to 1 (Section III-B).
 
-    In float32 or wider. The column of a key holds its decision weight as a factor.
+    In float32 or wider, with N / scale for t_D, which it equals. The column of a key has its decision weight as a factor.
     """
     terms = algorithm_terms(q, k, k, scale, weights)
     _centre_keys(terms)
-    unnormalised = 1 / scale + terms["q"] @ terms["k_hat"].mT
-    if weights is not None:
-        unnormalised = unnormalised * terms["weights"].mT
-    return unnormalised / unnormalised.sum(-1, keepdim=True)
+    attention = (1 + scale * (terms["q"] @ terms["k_hat"].mT)) / terms["n"]
+    return attention if weights is None else attention * terms["weights"].mT
 
 
 def taylor_dense(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
@@ -63,7 +61,8 @@ def taylor_algorithm(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Ten
     """Algorithm 1 of ViTALiTy as written, step by step in float32 or wider: Z in v's type, and all terms by name.
 
     Deviations: any `scale` s stands where the paper has 1/sqrt(d), so sqrt(d) reads 1/s; decision weights (semantics.md 9).
-    Unlike `taylor_attention` it divides by t_D, so it fails where no key is alive.
+    It divides by t_D, which is N / s but for rounding: with scores of 1e6 and more float32 is no longer enough for that, and
+    where no key is alive the result is NaN. `taylor_attention` has neither weakness.
     """
     terms = algorithm_terms(q, k, v, scale, weights)
     for step in STEPS.values():
@@ -131,4 +130,5 @@ def _mean(x: Tensor, share: Tensor | None) -> Tensor:
     """Mean over the keys of x [leading, m, d] -> [leading, 1, d], in float32 or wider."""
     if share is None:
         return x.mean(-2, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return torch.bmm(share, at_least_float32(x))
+    # Not a product with the row of shares: sum adds up in pairs, which for large means is several times more exact.
+    return (share.mT * x).sum(-2, keepdim=True)
