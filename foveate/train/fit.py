@@ -87,7 +87,7 @@ def fit(
     stop = total if limit_steps is None else min(total, start + limit_steps)
     if start == stop and is_closed(out, stop):
         return out
-    objective = Objective(teacher, recipe.kl_weight, recipe.distill_weight, recipe.label_smoothing)
+    objective = Objective(teacher, recipe.kl_weight, recipe.distill_weight, recipe.label_smoothing, recipe.hard_weight)
     module = Training(model, objective, recipe, steps_per_epoch, len(sets.train.classes), resumed)
     trainer = make_trainer(
         recipe, out, start, device, devices, num_nodes, loggers, progress, hasattr(model, "training_outputs")

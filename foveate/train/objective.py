@@ -36,25 +36,34 @@ def token_distillation(tokens: torch.Tensor, teacher_tokens: torch.Tensor, live:
 class Objective:
     """cross-entropy + kl_weight KL(teacher logits) + distill_weight token distillation + the model's own terms.
 
+    hard_weight: where the model has a distillation token, the share of the cross-entropy in which its classifier learns the
+    teacher's top class (hard distillation of DeiT, arXiv:2012.12877: 0.5), while the class token's learns the label; 0: the
+    mean of both learns the label.
     teacher: a frozen model of the same kind, or None. The teacher sees the same images as the model.
     A model without `training_outputs` (a plain timm model) is trained on its logits.
     """
 
     def __init__(
-        self, teacher: nn.Module | None = None, kl_weight: float = 0.5, distill_weight: float = 0.5, label_smoothing: float = 0.0
+        self, teacher: nn.Module | None = None, kl_weight: float = 0.5, distill_weight: float = 0.5, label_smoothing: float = 0.0,
+        hard_weight: float = 0.0,
     ):
         self.teacher, self.kl_weight, self.distill_weight = teacher, kl_weight, distill_weight
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.hard_weight = label_smoothing, hard_weight
 
     def __call__(self, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Loss:
         """images: [B, 3, H, W]; targets: labels [B] or class distributions [B, C] (already smoothed by mixup)."""
         outputs = model.training_outputs(images) if hasattr(model, "training_outputs") else None
         logits = model(images) if outputs is None else outputs.logits
         smoothing = self.label_smoothing if targets.dim() == 1 else 0.0
-        parts = {"cross_entropy": cross_entropy(logits.float(), targets, label_smoothing=smoothing)}
-        total = parts["cross_entropy"]
-        if self.teacher is not None and (self.kl_weight or self.distill_weight):
+        hard = self.hard_weight if self.teacher is not None and outputs is not None and len(outputs.heads) > 1 else 0.0
+        judged = outputs.heads[0] if hard else logits
+        parts = {"cross_entropy": cross_entropy(judged.float(), targets, label_smoothing=smoothing)}
+        total = (1 - hard) * parts["cross_entropy"]
+        if self.teacher is not None and (self.kl_weight or self.distill_weight or hard):
             teacher_logits, teacher_tokens = self._teach(images)
+            if hard:
+                parts["hard_distillation"] = cross_entropy(outputs.heads[-1].float(), teacher_logits.argmax(-1))
+                total = total + hard * parts["hard_distillation"]
             if self.kl_weight:
                 parts["kl"] = teacher_kl(logits, teacher_logits)
                 total = total + self.kl_weight * parts["kl"]

@@ -20,6 +20,7 @@ class Recipe:
     drop_path: highest rate of stochastic depth, rising linearly with depth (None: as the model was built).
     patch_drop: share of patch tokens dropped while training, one value an epoch, the last one repeated.
     kl_weight, distill_weight: weights of the teacher's logits and tokens in the loss (Eq. 12 of SPViT: 0.5 and 0.5).
+    hard_weight: share of the cross-entropy in which a distillation token's classifier learns the teacher's top class (DeiT: 0.5).
     clip_norm: largest norm of the gradient (0: no clipping). mixup, cutmix: alpha of the Beta distribution (0: off).
     optimizer: any name of timm's factory; betas: None takes that optimizer's own. split: the training images used, "train" or "train+validation".
     Raises FoveateError for a value outside its range.
@@ -44,6 +45,7 @@ class Recipe:
     patch_drop: tuple[float, ...] = (0.0,)
     kl_weight: float = 0.5
     distill_weight: float = 0.5
+    hard_weight: float = 0.0
     precision: str = "bf16-mixed"
     split: str = "train"
     seed: int = 0
@@ -129,15 +131,24 @@ _RULES = (
     ("patch_drop", "at least one share in [0, 1)", lambda value: len(value) > 0 and all(map(_share, value))),
     ("kl_weight", *_NOT_NEGATIVE),
     ("distill_weight", *_NOT_NEGATIVE),
+    ("hard_weight", *_SHARE),
     ("precision", " | ".join(PRECISIONS), lambda value: value in PRECISIONS),
     ("split", "train | train+validation", lambda value: value in ("train", "train+validation")),
     ("seed", "a whole number in [0, 2**63)", lambda value: type(value) is int and 0 <= value < 2**63),
 )
 
-# "spvit" is section 6.1 of the paper; the nano ones fit 28x28 images on two CPU cores.
+# "spvit" is section 6.1 of its paper, "vitality" DeiT's recipe from a pretrained start; the nano ones fit 28x28 images on two CPU cores.
 RECIPES = {
     "base-nano": Recipe(epochs=12, batch_size=64, optimizer="nmuon", lr=5e-3, warmup=0.5, drop_path=0.0),
     "spvit": Recipe(epochs=60, batch_size=256, lr=5e-4, backbone_lr=5e-6, warmup=0.0, augmentation="full"),
+    "vitality": Recipe(
+        epochs=300, batch_size=1024, lr=1e-3, warmup=5.0, min_lr=1e-5, drop_path=0.1, augmentation="full", mixup=0.8, cutmix=1.0,
+        kl_weight=0.0, distill_weight=0.0, hard_weight=0.5,
+    ),
+    "vitality-nano": Recipe(
+        epochs=3, batch_size=64, optimizer="nmuon", lr=1e-3, warmup=0.2, label_smoothing=0.0, drop_path=0.0, kl_weight=0.0, distill_weight=0.0,
+        hard_weight=0.5,
+    ),
     "spvit-nano": Recipe(epochs=3, batch_size=64, lr=3e-3, backbone_lr=2e-4, warmup=0.2, label_smoothing=0.0, drop_path=0.0),
 }
 
