@@ -7,9 +7,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence
 
+from foveate.cascade_plan import CascadePlan
 from foveate.errors import FoveateError
+from foveate.gates import Gate
 from foveate.methods import METHODS, method_class
 from foveate.methods.base import Method
 from foveate.presets import preset
@@ -42,6 +44,15 @@ class Plan:
             if names.count(name) > 1:
                 raise FoveateError(f"a plan with {name} twice", "each method once", f"join the two into one {name}(...) with all its stages")
         object.__setattr__(self, "methods", methods)
+
+    @staticmethod
+    def cascade(efforts: Sequence["Plan"], gate: Gate | Sequence[Gate], fractions: Sequence[float] | None = None) -> CascadePlan:
+        """A plan of plans (semantics.md 15): `efforts` from the cheapest to the dearest, with one `gate` for all or one behind each but the last.
+
+        fractions: the share of images that each effort answers, if known; they sum to 1. Raises FoveateError as CascadePlan does.
+        """
+        efforts = [Plan(e) if isinstance(e, (Method, list, tuple)) else e for e in efforts] if isinstance(efforts, (list, tuple)) else efforts
+        return CascadePlan(efforts, gate, fractions)
 
     @property
     def data_dependent(self) -> bool:
@@ -96,8 +107,8 @@ class Plan:
         return hashlib.sha256(json.dumps({"foveate_plan": VERSION, "methods": methods}, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
-    def from_json(cls, text: str, source: str = "plan JSON") -> "Plan":
-        """Reads `to_json`'s text; raises FoveateError on broken JSON, a newer version, unknown keys or wrong types."""
+    def from_json(cls, text: str, source: str = "plan JSON") -> "Plan | CascadePlan":
+        """Reads `to_json`'s text of a plan or a cascade; raises FoveateError on broken JSON, a newer version, unknown keys or wrong types."""
         try:
             data = json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
@@ -105,7 +116,7 @@ class Plan:
         return cls.from_dict(data, source)
 
     @classmethod
-    def from_dict(cls, data: Any, source: str = "plan JSON") -> "Plan":
+    def from_dict(cls, data: Any, source: str = "plan JSON") -> "Plan | CascadePlan":
         shape = '{"foveate_plan": 1, "methods": [{"method": "spvit", ...}]}'
         if not isinstance(data, dict) or "foveate_plan" not in data:
             raise FoveateError(f"{source} without foveate_plan", shape, "is this a plan? They are written by Plan.to_json")
@@ -114,6 +125,8 @@ class Plan:
             raise FoveateError(f"{source} with foveate_plan={version!r}", f"a whole number from 1 to {VERSION}", "write the plan anew with Plan.to_json")
         if version > VERSION:
             raise FoveateError(f"{source} of version {version}", f"versions up to {VERSION} (this foveate)", "upgrade foveate: pip install --upgrade foveate")
+        if "cascade" in data:
+            return CascadePlan.from_dict(data, source, cls.from_dict)
         unknown = sorted(set(data) - {"foveate_plan", "methods"})
         if unknown:
             raise FoveateError(f"{source} with {', '.join(map(repr, unknown))}", "the keys foveate_plan and methods", "remove the unknown keys")
@@ -123,7 +136,7 @@ class Plan:
         return cls(method_class(m["method"]).from_dict({k: v for k, v in m.items() if k != "method"}) for m in methods)
 
     @classmethod
-    def parse(cls, text: str) -> "Plan":
+    def parse(cls, text: str) -> "Plan | CascadePlan":
         """Reads a plan as the command line takes it: a file or run folder, a preset's name, or the inline form.
 
         The inline form is `spvit(after=[3,6,9], keep=[0.7,0.49,0.343])`, several methods joined by `+`, `dense`

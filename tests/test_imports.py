@@ -15,8 +15,8 @@ import foveate as fv
 
 ROOT = Path(fv.__file__).parent
 # Rooms that never load torch, not even lazily.
-TORCH_FREE = ("errors", "files", "plan", "trace", "ledger", "card", "workload", "counting", "presets", "machine", "embedded", "methods.base",
-              "methods.*.config", "methods.*.cost", "report.*", "sim.*", "search.*")
+TORCH_FREE = ("errors", "files", "plan", "trace", "ledger", "card", "workload", "counting", "presets", "machine", "embedded", "gates",
+              "cascade_plan", "efforts", "methods.base", "methods.*.config", "methods.*.cost", "report.*", "sim.*", "search.*")
 HEAVY = {"torch", "torchvision", "timm", "lightning", "safetensors", "openvino", "sklearn"}
 SIBLINGS = ("train", "measure", "runtime", "serve")
 JOINERS = ("cli", "demo", "__main__")
@@ -171,10 +171,11 @@ def test_nobody_imports_the_command_line_or_the_demo(module):
 
 
 @pytest.mark.parametrize("room, may", [
-    ("errors", ()), ("files", ()), ("sim", ("sim",)), ("nn", ("nn",)), ("ledger", ("errors",)), ("trace", ("errors",)),
+    ("errors", ()), ("files", ()), ("sim", ("sim",)), ("nn", ("nn", "errors")), ("ledger", ("errors",)), ("trace", ("errors",)),
     ("backbones", ("backbones", "nn", "card", "ledger", "errors")), ("report", ("report", "errors", "files")),
     ("methods", ("methods", "nn", "card", "ledger", "workload", "trace", "errors")), ("machine", ("errors",)),
-    ("plan", ("methods", "presets", "errors")), ("presets", ("errors",)),
+    ("plan", ("methods", "presets", "errors", "gates", "cascade_plan")), ("presets", ("errors",)), ("gates", ("errors",)),
+    ("cascade_plan", ("errors", "gates", "trace")),
 ])
 def test_rooms_know_only_what_lies_below_them(room, may):
     for module in OPEN:
