@@ -1,24 +1,22 @@
 """Linear CKA against the definition, and what it must not react to."""
 
+import pytest
 import torch
+from naive import cka as naive
 
-from foveate.nn.cka import linear_cka
+from foveate.nn.cka import centred_gram, cka_from_hsic, gram_hsic, linear_cka, unbiased_hsic
 
 
-def naive_cka(x, y):
-    """HSIC with linear kernels, spelled out: tr(K H L H) / sqrt(tr(K H K H) tr(L H L H))."""
-    n = len(x)
-    h = torch.eye(n, dtype=x.dtype) - torch.full((n, n), 1 / n, dtype=x.dtype)
-    k, l = x @ x.T, y @ y.T
-    hsic = lambda a, b: torch.trace(a @ h @ b @ h)
-    return hsic(k, l) / (hsic(k, k) * hsic(l, l)).sqrt()
+def related(images: int, seed: int = 0, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of features of the same images, alike to a degree; off centre."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, 5, generator=g, dtype=torch.float64)
+    return x + 3, x[:, :3] + noise * torch.randn(images, 3, generator=g, dtype=torch.float64) - 1
 
 
 def test_equals_the_definition_in_float64():
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(13, 5, generator=g, dtype=torch.float64)
-    y = x[:, :3] + 0.5 * torch.randn(13, 3, generator=g, dtype=torch.float64)
-    torch.testing.assert_close(linear_cka(x, y), naive_cka(x, y), rtol=1e-12, atol=1e-12)
+    x, y = related(13)
+    torch.testing.assert_close(linear_cka(x, y), naive.cka(x, y), rtol=1e-12, atol=1e-12)
 
 
 def test_ignores_rotation_scale_and_shift_but_not_shuffling():
@@ -36,3 +34,37 @@ def test_positions_are_a_batch_dimension_and_constants_score_zero():
     assert together.shape == (4,)
     torch.testing.assert_close(together, torch.stack([linear_cka(p, final) for p in positions]))
     assert linear_cka(torch.ones(9, 5), final) == 0
+
+
+def test_every_pair_of_gram_matrices_at_once():
+    pairs = [related(11, seed) for seed in range(3)]
+    k, l = (torch.stack([centred_gram(pair[side]) for pair in pairs]) for side in (0, 1))
+    matrix = cka_from_hsic(gram_hsic(k, l), gram_hsic(k, k).diagonal(), gram_hsic(l, l).diagonal())
+    assert matrix.shape == (3, 3)
+    for i, (x, _) in enumerate(pairs):
+        for j, (_, y) in enumerate(pairs):
+            torch.testing.assert_close(matrix[i, j], naive.cka(x, y), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("images", [4, 5, 12])
+def test_the_unbiased_estimate_equals_its_formula_centred_or_not(images):
+    x, y = related(images)
+    expected = naive.unbiased_hsic(x, y)
+    for gram in (centred_gram, lambda t: t @ t.T):
+        found = unbiased_hsic(gram(x)[None], gram(y)[None])
+        torch.testing.assert_close(found[0, 0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_unbiased_estimate_is_zero_in_the_mean_where_nothing_is_shared():
+    g = torch.Generator().manual_seed(3)
+    draws = [[torch.randn(6, 4, generator=g, dtype=torch.float64) for _ in range(2)] for _ in range(800)]
+    k, l = (torch.stack([centred_gram(draw[side]) for draw in draws]) for side in (0, 1))
+    unbiased = torch.stack([unbiased_hsic(a[None], b[None])[0, 0] for a, b in zip(k, l)])
+    assert unbiased.mean().abs() < 3 * unbiased.std() / len(draws) ** 0.5
+    assert (k * l).sum((-1, -2)).mean() > 10 * (k * l).sum((-1, -2)).std() / len(draws) ** 0.5, "the plain estimate is biased"
+
+
+def test_a_constant_side_scores_zero():
+    k, own = torch.zeros(1, 1), torch.tensor([1.0])
+    assert cka_from_hsic(k, torch.zeros(1), own) == 0
+    assert cka_from_hsic(torch.ones(1, 1), torch.tensor([-0.1]), own) == 0
