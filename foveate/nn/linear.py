@@ -85,7 +85,8 @@ def _kernel_attention(log_q: Tensor, log_k: Tensor, v: Tensor, weights: Tensor |
     term of every denominator is then 1 (times a weight), whatever the activations.
     """
     key_features, top = _weighted_exp(log_k, weights)
-    exponents = log_q + top
+    # Relative to each query's own largest first: a common -1e4 would swallow the digits of `top`.
+    exponents = log_q - log_q.detach().amax(-1, keepdim=True) + top
     query_features = torch.exp(exponents - exponents.detach().amax(-1, keepdim=True))
     context = key_features.mT @ at_least_float32(v)
     total = query_features @ key_features.sum(-2, keepdim=True).mT

@@ -56,7 +56,7 @@ def strong(q: Tensor, k: Tensor, scale: float, threshold: float, live: Tensor, b
 
 def survivors(row: Tensor, mask: Tensor) -> Tensor:
     """Softmax weights [m] of one query renormalised over the keys in the mask, or over the largest alone if there is none."""
-    kept = [j for j in range(len(row)) if mask[j]] or [max(range(len(row)), key=lambda j: float(row[j]))]
+    kept = [j for j in range(len(row)) if mask[j]] or [max(range(len(row)), key=lambda j: float(row[j].detach()))]
     return torch.stack([row[j] / sum(row[s] for s in kept) if j in kept else 0 * row[j] for j in range(len(row))])
 
 
