@@ -102,9 +102,42 @@ class Adaptive(nn.Module):
 
     def training_outputs(self, images):
         terms = {"method_ratio": self.logits.square().sum(), "method_other": self.tokens.sum()}
+        logits = self.logits * 1
         return SimpleNamespace(
-            logits=self.logits * 1, tokens=self.tokens * 1, live=torch.ones(IMAGES, TOKENS), terms=terms, metrics={"kept": torch.tensor(0.5)}
+            logits=logits, heads=(logits,), tokens=self.tokens * 1, live=torch.ones(IMAGES, TOKENS), terms=terms, metrics={"kept": torch.tensor(0.5)}
         )
+
+
+class Distilled(nn.Module):
+    """A model of two classifiers, the second of a distillation token."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ParameterList([nn.Parameter(rand(IMAGES, CLASSES, seed=s)) for s in (3, 4)])
+
+    def training_outputs(self, images):
+        heads = tuple(head * 1 for head in self.heads)
+        return SimpleNamespace(logits=sum(heads) / 2, heads=heads, tokens=rand(IMAGES, TOKENS, WIDTH), live=torch.ones(IMAGES, TOKENS), terms={}, metrics={})
+
+
+def test_a_distillation_token_learns_the_teachers_top_class():
+    model, teacher, labels = Distilled(), Adaptive(1), [1, 3, 0]
+    loss = Objective(teacher, 0.0, 0.0, 0.1, hard_weight=0.3)(model, torch.zeros(IMAGES, 3, 2, 2), torch.tensor(labels))
+    first, second = (head.detach().double().numpy() for head in model.heads)
+    taught = teacher.logits.argmax(-1).tolist()
+    assert taught != labels, "the teacher says what the labels say: this test shows nothing"
+    expected = 0.7 * naive_cross_entropy(first, labels, 0.1) + 0.3 * naive_cross_entropy(second, taught, 0.0)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("teacher, weight", [(None, 0.3), (Adaptive(1), 0.0)])
+def test_without_hard_distillation_both_classifiers_learn_the_label(teacher, weight):
+    model, labels = Distilled(), torch.tensor([1, 3, 0])
+    loss = Objective(teacher, 0.0, 0.0, hard_weight=weight)(model, torch.zeros(IMAGES, 3, 2, 2), labels)
+    mean = (sum(model.heads) / 2).detach().double().numpy()
+    assert loss.total.item() == pytest.approx(naive_cross_entropy(mean, labels.tolist(), 0.0), rel=1e-5)
+    loss.total.backward()
+    assert all(head.grad.abs().max() > 0 for head in model.heads)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
