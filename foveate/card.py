@@ -17,6 +17,10 @@ from foveate.ledger import Operation
 
 SHIPPED = Path(__file__).parent / "cards"
 LINEARS = ("projections", "outputs", "mlp")
+FORM = 2
+"""Number of the cards' form, raised where older cards in a cache would be read wrongly."""
+# Children and parameters of a block that only its attention branch uses, under the names that all families give them.
+ATTENTION_BRANCH = ("norm1", "attn", "ls1", "gamma_1", "drop_path1")
 # Families in which a token can neither leave nor join, and why.
 FIXED_TOKENS = {
     "levit": "whose BatchNorm goes over all tokens and whose score biases belong to the places of a full grid",
@@ -86,6 +90,7 @@ class BlockCard:
     queries: patch tokens that ask and live on where the attention itself subsamples (LeViT); None: all of `grid`.
     groups: token sets that attend among themselves only (MobileViT's pixel groups).
     batch_norm: a BatchNorm behind each linear and an activation before `outputs`, in place of norms before attention and MLP (LeViT).
+    attention_params: parameters that only the attention branch has (ATTENTION_BRANCH).
     """
 
     dim: int
@@ -102,6 +107,7 @@ class BlockCard:
     queries: int | None = None
     groups: int = 1
     batch_norm: bool = False
+    attention_params: int = 0
 
     @property
     def coarsens(self) -> bool:
@@ -270,7 +276,7 @@ def cache_folder() -> Path:
         timm = version("timm")
     except PackageNotFoundError:
         timm = "none"
-    return Path(root) / "cards" / f"timm-{timm}"
+    return Path(root) / "cards" / f"timm-{timm}-{FORM}"
 
 
 def _sparse(form: dict[str, Any], kind: type) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from foveate.backbones.reader import Reader
-from foveate.card import BlockCard, Part
+from foveate.card import ATTENTION_BRANCH, BlockCard, Part
 
 ATTENTIONS = (Attention, AttentionRope, DiffAttention, EvaAttention, WindowAttention)
 PARALLEL = (timm_vit.ParallelScalingBlock, timm_vit.DiffParallelScalingBlock)
@@ -34,7 +34,13 @@ def block_card(reader: Reader, block: nn.Module, grid: tuple[int, int]) -> Block
     heads = maps * attentions[0].num_heads * len(attentions)
     hidden = sum(layer.inputs for layer in layers if layer.name == "mlp.fc2")
     dim = outputs[0].outputs
-    return BlockCard(dim, heads, value // maps, value, hidden, grid, tuple(projections), tuple(outputs), tuple(layers))
+    return BlockCard(dim, heads, value // maps, value, hidden, grid, tuple(projections), tuple(outputs), tuple(layers),
+                     attention_params=attention_params(block))
+
+
+def attention_params(block: nn.Module) -> int:
+    """Parameters that `block` would lose with its attention branch."""
+    return sum(p.numel() for name, p in block.named_parameters() if name.partition(".")[0] in ATTENTION_BRANCH)
 
 
 def _projections(reader: Reader, attention: nn.Module) -> list[Part]:

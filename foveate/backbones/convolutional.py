@@ -6,7 +6,7 @@ from timm.models.levit import AttentionDownsample, LevitDownsample
 from timm.models.mobilevit import MobileVitBlock
 from torch import nn
 
-from foveate.backbones.block_cards import block_card
+from foveate.backbones.block_cards import attention_params, block_card
 from foveate.backbones.mobilevit import units_of
 from foveate.backbones.reader import Reader
 from foveate.card import BlockCard, Part, Transition
@@ -37,7 +37,8 @@ def levit(reader: Reader, model: nn.Module, grid: Size) -> tuple:
             grid = tuple((side - 1) // stage.downsample.attn_downsample.stride + 1 for side in grid)
         for block in stage.blocks:
             projection = reader.linear(block.attn.qkv.linear, "attn.qkv")
-            blocks.append(_levit_block(reader, block.attn, block.mlp, grid, (projection,)))
+            card = _levit_block(reader, block.attn, block.mlp, grid, (projection,))
+            blocks.append(replace(card, attention_params=attention_params(block)))
     head = []
     rows = "image" if model.global_pool else "tokens"
     for layer, name in ((model.head, "head.fc"), (getattr(model, "head_dist", None), "head.dist")):
