@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.backbones.anatomy import Anatomy, check_image_size
-from foveate.backbones.families import anatomy_of
+from foveate.backbones.families import anatomy_of, twin_of
 from foveate.errors import FoveateError
 from foveate.methods import layers
 from foveate.methods.base import Method
@@ -193,7 +193,7 @@ def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveMode
         plan = Plan(plan)
     if not isinstance(plan, Plan):
         raise FoveateError(f"plan={plan!r}", "a Plan", "write fv.Plan([...]), or fv.Plan.parse(text) for a file, a preset or the inline form")
-    anatomy = anatomy_of(copy.deepcopy(model), name)
+    anatomy = anatomy_of(twin_of(model), name)
     _check_weights(anatomy.model)
     check_image_size(anatomy.model, anatomy.card)
     if plan.methods:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 from torch import nn
@@ -30,6 +31,17 @@ NEAR = {
     "SwinTransformerV2Cr": "Swin V2 has cosine attention and norms behind its branches",
 }
 _KNOWN = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "PoolingVisionTransformer", "SwinTransformer", "LVViT", "Levit", "LevitDistilled"}
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A deep copy of `model`.
+
+    timm's LeViT keeps score biases of its last pass, which may hang on a graph and then cannot be copied: it forgets them first.
+    """
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if hasattr(module, "attention_bias_cache"):
+            module.attention_bias_cache = {}
+    return copy.deepcopy(model)
 
 
 def anatomy_of(model: nn.Module, name: str | None = None) -> Anatomy:

@@ -36,10 +36,15 @@ def attention_rows(attn: nn.Module, x: Tensor, tokens: Tokens, mix) -> Tensor:
 
 
 def _biases(attn: nn.Module) -> Tensor:
-    """Score biases [H, n, m]; timm's cache of them is for passes without gradients and outside of graphs."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return attn.attention_biases[:, attn.attention_bias_idxs]
-    return attn.get_attention_biases(attn.attention_biases.device)
+    """Score biases [H, n, m]."""
+    if _may_cache():
+        return attn.get_attention_biases(attn.attention_biases.device)
+    return attn.attention_biases[:, attn.attention_bias_idxs]
+
+
+def _may_cache() -> bool:
+    """Whether this pass may fill and read timm's cache of score biases: one that is part of a graph would go stale with it."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _forget_biases(attn: nn.Module, _=None) -> None:
@@ -104,7 +109,12 @@ class LeViT(Anatomy):
 
     def run_native(self, index: int, tokens: Tokens) -> Tokens:
         block = self.blocks[index - 1]
-        return self._after(block, tokens, block(tokens.x))
+        if _may_cache():
+            return self._after(block, tokens, block(tokens.x))
+        _forget_biases(_attention(block))
+        x = block(tokens.x)
+        _forget_biases(_attention(block))
+        return self._after(block, tokens, x)
 
     def run(self, index: int, tokens: Tokens, mix) -> Tokens:
         block, x = self.blocks[index - 1], tokens.x
