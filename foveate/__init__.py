@@ -9,7 +9,7 @@ _NAMES = {
     "Entropy": "gates", "MaxProbability": "gates", "Margin": "gates",
     "Trace": "trace", "Ledger": "ledger", "Operation": "ledger", "FoveateError": "errors",
     "adapt": "adaptive", "restore": "adaptive", "replan": "adaptive", "AdaptiveModel": "adaptive",
-    "save": "store", "load": "store", "count": "counting",
+    "save": "store", "load": "store", "count": "counting", "simulate": "simulation",
 }
 _ROOMS = ("backbones", "train", "measure", "runtime", "report")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foveate import __version__
-from foveate.cli import judge, know, learn, show, timing
+from foveate.cli import judge, know, learn, show, simulate, timing
 from foveate.cli.options import Command, example, paragraphs
 
 app = typer.Typer(
@@ -45,6 +45,11 @@ _PANELS = {
         know.count: example(
             'foveate count deit_small_patch16_224 --plan "spvit(after=[3,6,9],keep=[0.637,0.406,0.259])"',
             'foveate count deit_small_patch16_224 --plan "spvit(after=[3,6,9],keep=[0.7,0.5,0.3],select=argmax)" --tokens 139,101,62',
+        ),
+        simulate.targets: example("foveate targets zcu102", "foveate targets check my-machine.toml"),
+        simulate.simulate: example(
+            "foveate simulate deit_small_patch16_224 --plan spvit-deit-small --target zcu102",
+            "foveate simulate spvit-nano --target my-machine.toml --batch 8",
         ),
     },
     "Learn": {

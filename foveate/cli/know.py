@@ -12,6 +12,7 @@ import typer
 
 from foveate.cli.answer import answering, note, table
 from foveate.cli.options import Json, ModelOrRun, PlanText
+from foveate.cli.seen import Tokens, TraceOf, tokens_of, trace_of
 from foveate.errors import FoveateError
 
 Pattern = Annotated[
@@ -83,14 +84,8 @@ def methods(
 def count(
     model_or_run: ModelOrRun,
     plan: PlanText = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", show_default=False, help="Live tokens after each pruning stage, class and package tokens included."),
-    ] = None,
-    trace: Annotated[
-        str | None,
-        typer.Option(metavar="RUN_OR_FILE", show_default=False, help="A trace.json, or the run it lies in (`foveate eval RUN --trace`): count what really ran."),
-    ] = None,
+    tokens: Tokens = None,
+    trace: TraceOf = None,
     include: Annotated[
         str, typer.Option(metavar="PART", help="all, or blocks (without embeddings and heads, as some papers count).")
     ] = "all",
@@ -108,7 +103,7 @@ def count(
     with answering(json) as answer:
         target = target_of(model_or_run)
         chosen, card = plan_of(target, plan), card_of_target(target)
-        ledger: Ledger = counted(card, chosen, trace=_trace(trace), tokens=_tokens(tokens), include=include)
+        ledger: Ledger = counted(card, chosen, trace=trace_of(trace), tokens=tokens_of(tokens), include=include)
         dense = counted(card, include=include)
         answer.data = {
             "model": card.name, "plan": str(chosen), "macs": ledger.macs, "params": ledger.params, "label": ledger.label, "include": include,
@@ -160,28 +155,3 @@ def _literal(setting: dict[str, Any]) -> str:
         return "required"
     value = setting["default"]
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _tokens(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise FoveateError(f"--tokens {text}", "whole numbers joined by commas, one a pruning stage", "write for instance --tokens 89,28,13") from None
-
-
-def _trace(text: str | None):
-    from pathlib import Path
-
-    from foveate.cli.targets import named_run
-    from foveate.trace import Trace
-
-    if text is None:
-        return None
-    path = Path(named_run(text))
-    path = path / "trace.json" if path.is_dir() else path
-    if not path.is_file():
-        what = "which has no trace.json" if Path(named_run(text)).is_dir() else "which is no file here"
-        raise FoveateError(f"--trace {text}, {what}", "a trace.json, or a run that has one", f"make it: foveate eval {text} --trace")
-    return Trace.from_json(path.read_text(encoding="utf-8", errors="replace"))

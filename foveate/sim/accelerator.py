@@ -34,7 +34,7 @@ def accelerator_costs(operations: Sequence[Work], machine: Machine, rules: Seque
     for index, work in enumerate(operations):
         rule = rule_for(tuple(rules), work.kind, work.origin, machine.name)
         if rule.unit == NOWHERE:
-            costs.append(Cost(index, work.kind, work.origin, NOWHERE, 0, 0.0, 0.0))
+            costs.append(Cost(index, work.kind, work.origin, NOWHERE, None, 0.0))
             continue
         shape = (rule, work.kind, work.m, work.n, work.k)
         if shape not in known:
