@@ -65,9 +65,9 @@ class Plan:
 
     def validate(self, card) -> None:
         """Raises FoveateError if a method does not fit the backbone that `card` describes."""
+        if pruning := [m.name for m in self.methods if m.prunes]:
+            card.check_tokens(f"{pruning[0]}, which prunes tokens,")
         for m in self.methods:
-            if m.prunes:
-                card.check_tokens(f"{m.name}, which prunes tokens,")
             m.validate(card)
         self.attention(card)
 

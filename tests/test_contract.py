@@ -35,13 +35,29 @@ ROWS = {
     "vitality+argmax": lambda: [fv.SPViT(**STAGES, select="argmax"), fv.ViTALiTy()],
     "vitality-kd+argmax": lambda: [fv.ViTALiTy(mode="vitality+kd"), fv.SPViT(**STAGES, select="argmax")],
     "sparse+argmax": lambda: [fv.ViTALiTy(mode="lowrank+sparse", threshold=0.1), fv.SPViT(**STAGES, select="argmax")],
+    "linformer": lambda: [fv.Linformer(rank=4)],
+    "performer": lambda: [fv.Performer()],
+    "lineartransformer": lambda: [fv.LinearTransformer()],
+    "efficient": lambda: [fv.Efficient()],
+    "linformer+argmax": lambda: [fv.Linformer(rank=4), fv.SPViT(**STAGES, select="argmax")],
+    "performer+topk": lambda: [fv.SPViT(**STAGES), fv.Performer()],
+    "pivot": lambda: [fv.PIVOT(skip=(2, 3))],
+    "pivot-some": lambda: [fv.PIVOT(skip=(2, 4))],
+    "pivot+topk": lambda: [fv.PIVOT(skip=(2, 3)), fv.SPViT(**STAGES)],
+    "pivot+argmax": lambda: [fv.SPViT(**STAGES, select="argmax"), fv.PIVOT(skip=(2, 3))],
+    "pivot+vitality": lambda: [fv.PIVOT(skip=(2, 3)), fv.ViTALiTy()],
+    "structure+pivot+random": lambda: [fv.Structure(keep=0.7), fv.PIVOT(skip=(1, 4)), fv.Random(after=(2,), keep=(0.5,))],
 }
 PRUNING = [row for row in ROWS if any(m.prunes for m in ROWS[row]())]
-EVERYWHERE = ("topk", "argmax", "argmax-bare", "light-package", "random", "vitality", "vitality+argmax")
+EVERYWHERE = ("topk", "argmax", "argmax-bare", "light-package", "random", "vitality", "vitality+argmax", "pivot", "pivot+argmax")
 UNSTEADY = ("sparse", "lowrank+sparse", "sparse+argmax")  # which pairs exceed T depends on the last bit of a 4-bit rounding
+LINEAR = ("linformer", "performer", "lineartransformer", "efficient", "linformer+argmax", "performer+topk")
 REFUSED = {("swin", "vitality"), ("swin", "vitality+argmax")}  # shifted windows forbid pairs
 TABLE = [(row, "deit") for row in ROWS]
 TABLE += [(row, key) for key in tiny.MODELS if key != "deit" for row in EVERYWHERE if (key, row) not in REFUSED]
+TABLE += [(row, key) for row in LINEAR for key in ("siglip", "eva02", "pit")]
+TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some")]
+BATCH_NORM = {"lvvit", *tiny.ATTENTION_ONLY}  # which works on the batch in training
 
 
 def plan_of(row: str) -> fv.Plan:
@@ -63,7 +79,7 @@ def same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 5e-6) -> N
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("key", tiny.MODELS | tiny.DENSE_ONLY)
+@pytest.mark.parametrize("key", tiny.ALL)
 def test_the_empty_plan_is_timm_bit_for_bit(key, dtype, training):
     base, images = tiny.model(key, dtype), tiny.images(key, dtype=dtype)
     idle = fv.adapt(base, fv.Plan([]))
@@ -122,7 +138,7 @@ def test_masked_equals_packed_under_replayed_decisions(row, key):
         again, repeated = fast.traced(images, decisions=trace)
         same(again, logits)
         same(fast(images), logits)
-        if key != "lvvit":  # its stem's BatchNorm works on the batch in training
+        if key not in BATCH_NORM:
             same(fast.train().masked(images, trace), logits)
     assert repeated.tokens == trace.tokens and repeated.block_tokens == trace.block_tokens
     if row in PRUNING:
@@ -246,7 +262,7 @@ def test_per_image_plans_trace_at_batch_one(row, key):
 # restore
 
 
-@pytest.mark.parametrize("row, key", [(row, key) for row, key in TABLE if key == "deit" or row == "argmax"])
+@pytest.mark.parametrize("row, key", [(row, key) for row, key in TABLE if key == "deit" or row in ("argmax", "pivot") or key in tiny.ATTENTION_ONLY])
 def test_restore_gives_the_original_back(row, key):
     base, images = tiny.model(key), tiny.images(key)
     back = fv.restore(adapted(row, key))
@@ -368,6 +384,16 @@ def test_models_of_other_families_are_refused_by_name(name):
 def test_blocks_that_only_run_dense_are_refused_for_methods(row, key):
     with refused(tiny.DENSE_ONLY[key][0], r"blocks\.0"):
         fv.adapt(tiny.model(key), plan_of(row))
+
+
+@pytest.mark.parametrize("row", ["topk", "random", "structure+argmax", "vitality+argmax"])
+@pytest.mark.parametrize("key", tiny.ATTENTION_ONLY)
+def test_pruning_is_refused_where_tokens_must_stay(row, key):
+    name, base = tiny.ATTENTION_ONLY[key][0], tiny.model(key)
+    with refused("prunes tokens", name):
+        fv.adapt(base, plan_of(row))
+    with refused("prunes tokens", name):
+        fv.count(base, plan_of(row))
 
 
 @pytest.mark.parametrize("row", ROWS)

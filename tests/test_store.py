@@ -123,6 +123,15 @@ def test_models_of_any_arguments_come_back(key, tmp_path):
     assert list(back.state_dict()) == list(model.state_dict()) and back.plan == fv.Plan([])
 
 
+@pytest.mark.parametrize("key", tiny.ATTENTION_ONLY)
+def test_models_with_convolutions_come_back(key, tmp_path):
+    model, images = tiny.model(key), tiny.images(key)
+    back = fv.load(fv.save(model, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(back(images), model(images)) and torch.equal(fv.restore(back)(images), model(images))
+    assert list(back.state_dict()) == list(model.state_dict()) and back.card.image_size == tuple(images.shape[2:])
+
+
 def test_training_settings_come_back(tmp_path):
     drops = dict(drop_rate=0.2, pos_drop_rate=0.1, proj_drop_rate=0.15, attn_drop_rate=0.05, drop_path_rate=0.3)
     model, images = timm.create_model("deit_tiny_patch16_224", **tiny.VIT, **drops), tiny.images()

@@ -13,6 +13,8 @@ import foveate.backbones  # noqa: F401  registers lvvit_s
 VIT = dict(img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=7)
 PIT = dict(img_size=48, base_dims=(8, 8, 8), depth=(2, 1, 1), heads=(2, 2, 4), num_classes=7)
 SWIN = dict(img_size=32, patch_size=4, window_size=4, embed_dim=8, depths=(2, 2, 2), num_heads=(2, 2, 4), drop_path_rate=0.0, num_classes=7)
+LEVIT = dict(img_size=80, embed_dim=(16, 24, 32), key_dim=4, num_heads=(2, 2, 4), depth=(2, 1, 1), num_classes=7)
+MOBILEVIT = dict(img_size=(64, 128), pretrained_cfg_overlay=dict(input_size=(3, 64, 128)), num_classes=7)
 
 # name: (timm's name, arguments)
 VITS = {
@@ -49,12 +51,19 @@ DENSE_ONLY = {
     "differential": ("vit_dwee_patch16_reg1_gap_256", VIT),
     "differential-parallel": ("vit_dpwee_patch16_reg1_gap_256", VIT),
 }
+# Tokens stay; attention may be replaced or skipped.
+ATTENTION_ONLY = {
+    "levit": ("levit_128s", LEVIT),  # 5x5, 3x3, 2x2
+    "levit-plain": ("levit_128s", LEVIT | dict(distilled=False, stem_type="s8", img_size=40)),
+    "mobilevit": ("mobilevit_xxs", MOBILEVIT),  # 8x16, 4x8, 2x4 in groups of 2x2
+}
 MODELS = VITS | OTHERS
+ALL = MODELS | DENSE_ONLY | ATTENTION_ONLY
 
 
 @functools.cache
 def _built(key: str) -> nn.Module:
-    name, arguments = (MODELS | DENSE_ONLY)[key]
+    name, arguments = ALL[key]
     torch.manual_seed(sum(map(ord, key)))
     return randomised(timm.create_model(name, **arguments)).eval()
 
@@ -74,7 +83,7 @@ def model(key: str = "deit", dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def images(key: str = "deit", count: int = 3, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     """`count` random images for the tiny model called `key`."""
-    size = (MODELS | DENSE_ONLY)[key][1]["img_size"]
+    size = ALL[key][1]["img_size"]
     height, width = size if isinstance(size, tuple) else (size, size)
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

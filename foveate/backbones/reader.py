@@ -48,7 +48,7 @@ class Reader:
 def image_size(model: nn.Module) -> tuple[int, int] | None:
     """(height, width) in pixels of the images that a timm model takes; None where it does not say."""
     if size := getattr(getattr(model, "patch_embed", None), "img_size", None):
-        return tuple(size)
+        return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     grid = next((module.resolution for module in model.modules() if hasattr(module, "attention_bias_idxs")), None)
     if grid and hasattr(model.stem, "stride"):  # LeViT: the places of its score biases, and how far apart its stem sets them
         return tuple(side * model.stem.stride for side in grid)

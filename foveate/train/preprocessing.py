@@ -8,6 +8,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torch.nn.functional import interpolate
 
+from foveate.backbones.reader import image_size
 from foveate.errors import FoveateError
 
 
@@ -48,10 +49,10 @@ class Preprocessing:
     def of(cls, model: nn.Module) -> "Preprocessing":
         """Return what a timm model was trained with (its pretrained_cfg; a model without one: its own image size)."""
         config = resolve_model_data_config(model) if getattr(model, "pretrained_cfg", None) else {}
-        size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config.get("input_size", (3, 224))[-2:]
+        size = image_size(model) or config.get("input_size", (3, 224))[-2:]
         interpolation = config.get("interpolation", "bicubic")
         return cls(
-            image_size=int(size[-1]) if isinstance(size, tuple | list) else int(size),
+            image_size=int(size[-1]),
             mean=config.get("mean", (0.5, 0.5, 0.5)),
             std=config.get("std", (0.5, 0.5, 0.5)),
             crop_pct=config.get("crop_pct", 1.0),

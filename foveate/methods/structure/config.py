@@ -28,9 +28,9 @@ class Structure(Method):
         check_chosen_blocks(self)
 
     def validate(self, card) -> None:
-        if card.family == "eva":
-            wrong(self, "keep", self.keep, f"backbones that call their linears as modules; {card.name} (Eva) does not",
-                  "use a backbone of the ViT, LV-ViT, PiT or Swin family for this baseline")
+        if card.family in ("eva", "levit"):
+            wrong(self, "keep", self.keep, f"backbones whose attention and MLP call plain linears as modules; {card.name} does not",
+                  "use a backbone of the ViT, LV-ViT, PiT, Swin or MobileViT family for this baseline")
         if self.blocks != "all":
             check_depth(self, "blocks", card, card.depth)
 
