@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foveate import __version__
-from foveate.cli import judge, know, learn, show, simulate, timing
+from foveate.cli import judge, know, learn, show, simulate, sweep, timing
 from foveate.cli.options import Command, example, paragraphs
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ _PANELS = {
         learn.adapt: example(
             'foveate adapt foveate_nano --plan "spvit(after=[3,6,9],keep=[0.6,0.36,0.216])" --recipe spvit-nano --out runs/spvit'
         ),
+        sweep.sweep: example('foveate sweep runs/base-p4 --plan "vitality()" --vary threshold=0.002,0.02,0.2,0.5,0.9 --out runs/thresholds'),
     },
     "Judge": {
         judge.evaluate: example("foveate eval runs/spvit --trace"),

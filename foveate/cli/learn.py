@@ -16,6 +16,8 @@ from foveate.cli.runs import check_folder, report_run, test_once
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
+    from foveate.cli.targets import Target
+    from foveate.plan import Plan
     from foveate.train.recipe import Recipe
 
 Out = Annotated[Path, typer.Option(metavar="RUN", show_default=False, help="Folder for the run: weights, checkpoints, metrics, settings.")]
@@ -125,8 +127,8 @@ def adapt(
         typer.Option(
             metavar="RECIPE",
             show_default=False,
-            help="spvit (60 epochs, section 6.1 of the paper), spvit-nano (5 epochs), base-nano, or a recipe.json. "
-            "Default: the preset's; else spvit-nano for foveate_nano*, spvit for others.",
+            help="spvit (60 epochs, section 6.1 of its paper), vitality (300 epochs, DeiT's), the short spvit-nano and vitality-nano, or a recipe.json. "
+            "Default: the preset's; else that of the plan's first method, with -nano for foveate_nano*.",
         ),
     ] = None,
     epochs: Epochs = None,
@@ -149,44 +151,52 @@ def adapt(
 
     Validates after each epoch, tests once at the end, and leaves a run folder that every other command takes, with the trace of the test set.
     """
-    from foveate.cli.targets import plan_of, target_of
+    from foveate.cli.targets import plan_of
 
     with answering(json) as answer:
-        target = target_of(model_or_run)
-        own, chosen = plan_of(target, None), plan_of(target, plan)
-        if own.methods:
-            raise FoveateError(
-                f"{model_or_run}, which already runs by the plan {own}",
-                "a dense run, or a backbone with weights",
-                "adapt the dense model it came from, with all methods in one plan; eval, bench and predict take another --plan as it is",
-            )
-        setting = chosen_recipe(recipe or usual_recipe(model_or_run, plan), seed, epochs, batch_size, split, settings)
+        target = dense_target(model_or_run)
+        chosen = plan_of(target, plan)
+        setting = chosen_recipe(recipe or usual_recipe(target, plan), seed, epochs, batch_size, split, settings)
         check_folder(out, resume)
-        with waiting("loading torch and the model"):
-            from foveate.cli.targets import open_model
-            from foveate.plan import Plan
-
-            teacher = open_model(target, Plan(), weights, pretrained)
-            model = open_model(target, chosen, weights, pretrained, seed=setting.seed)
-        with _stoppable():
-            sets = _fine_tune(
-                target, model, teacher, out, setting, data, data_dir, strict, resume=resume, limit_steps=steps, device=device, devices=devices,
-                num_nodes=nodes, workers=workers, command=ctx.obj,
-            )  # fmt: skip
-            test_once(out, model, sets.test, device)
+        fine_tune(
+            target, chosen, out, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, strict=strict, resume=resume,
+            limit_steps=steps, device=device, devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
+        )  # fmt: skip
         report_run(answer, out)
 
 
-def _fine_tune(target, model, teacher, out: Path, recipe: Recipe, data, data_dir, strict: bool, **options):
-    from foveate.cli.images import data_name, preprocessing_for
-    from foveate.train.fit import fit, load_sets
+def dense_target(model_or_run: str) -> Target:
+    """The dense run or backbone that a plan starts from; raises FoveateError for a run that has a plan already."""
+    from foveate.cli.targets import plan_of, target_of
 
+    target = target_of(model_or_run)
+    own = plan_of(target, None)
+    if own.methods:
+        raise FoveateError(
+            f"{model_or_run}, which already runs by the plan {own}",
+            "a dense run, or a backbone with weights",
+            "adapt the dense model it came from, with all methods in one plan; eval, bench and predict take another --plan as it is",
+        )
+    return target
+
+
+def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, data_dir, weights, pretrained, strict: bool, device: str, **options) -> None:
+    """Train `plan` on the dense model of `target`, which also teaches, into the run folder `out`, and test it once."""
+    with waiting("loading torch and the model"):
+        from foveate.cli.images import data_name, preprocessing_for
+        from foveate.cli.targets import open_model
+        from foveate.plan import Plan
+        from foveate.train.fit import fit, load_sets
+
+        teacher = open_model(target, Plan(), weights, pretrained)
+        model = open_model(target, plan, weights, pretrained, seed=recipe.seed)
     preprocessing = preprocessing_for(target, model)
-    sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
-    guided = bool(recipe.kl_weight or recipe.distill_weight)
-    # The test set is read once, below, together with the trace of what happened.
-    fit(model, out, replace(sets, test=None), recipe, teacher=teacher if guided else None, preprocessing=preprocessing, strict=strict, **options)
-    return sets
+    with _stoppable():
+        sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
+        guided = bool(recipe.kl_weight or recipe.distill_weight or recipe.hard_weight)
+        # The test set is read once, below, together with the trace of what happened.
+        fit(model, out, replace(sets, test=None), recipe, teacher=teacher if guided else None, preprocessing=preprocessing, strict=strict, device=device, **options)
+        test_once(out, model, sets.test, device)
 
 
 @contextmanager

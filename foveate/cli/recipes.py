@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
+    from foveate.cli.targets import Target
     from foveate.train.recipe import Recipe
 
 
@@ -22,14 +23,16 @@ def chosen_recipe(name: str, seed: int | None, epochs: int | None, batch_size: i
     return base.but(**{k: v for k, v in given.items() if v is not None} | settings_of(settings, "--set"))
 
 
-def usual_recipe(model_or_run: str, plan: str) -> str:
-    """The recipe for a plan where none was named."""
-    from foveate.cli.targets import target_of
+def usual_recipe(target: Target, plan: str) -> str:
+    """The recipe for a plan where none was named: the preset's, or that of its first method that has one."""
+    from foveate.cli.targets import plan_of
     from foveate.presets import presets
+    from foveate.train.recipe import RECIPES
 
     if plan in presets():
         return presets()[plan].recipe
-    return "spvit-nano" if target_of(model_or_run).architecture().startswith("foveate_nano") else "spvit"
+    name = next((m.name for m in plan_of(target, plan).methods if m.name in RECIPES), "spvit")
+    return f"{name}-nano" if target.architecture().startswith("foveate_nano") else name
 
 
 def settings_of(pairs: list[str] | None, option: str) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def settings_of(pairs: list[str] | None, option: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise FoveateError(f"{option} {pair}", "KEY=VALUE", f"write for instance {option} {'lr=1e-3' if option == '--set' else 'img_size=64'}")
-        settings[key.strip()] = _value(value.strip())
+        settings[key.strip()] = setting_value(value.strip())
     return settings
 
 
@@ -62,7 +65,8 @@ def check_patches(model: str, settings: dict[str, Any]) -> None:
     check_image_size(empty, card)
 
 
-def _value(text: str) -> Any:
+def setting_value(text: str) -> Any:
+    """A word of the command line as a Python value."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]

@@ -14,6 +14,7 @@ from foveate.methods.hooks import Hooks, Run
 from foveate.methods.vitality.config import ViTALiTy
 from foveate.nn.attention import Mix
 from foveate.nn.mixing import mixed
+from foveate.nn.precision import at_least_float32
 from foveate.nn.sparse import density, full_softmax, ranges, sparse_attention, sparse_helper, strong_mask
 from foveate.nn.taylor import taylor_attention
 from foveate.nn.tokens import PREFIX, Tokens, prefix_rows
@@ -77,7 +78,7 @@ class ViTALiTyHooks(Hooks):
         q, k, v = qkv
         mask = strong_mask(q, k, scale, self.config.threshold, weights, bias=bias, **self._ranges(block, run, q, k, weights))
         run.figures[f"density_block_{block}"] = density(mask, weights)
-        scores = (q * scale) @ k.mT
+        scores = (at_least_float32(q) * scale) @ at_least_float32(k).mT
         attention = full_softmax(scores if bias is None else scores + bias, weights)
         keep = sparse_attention if self.config.attention_kind == "sparse" else sparse_helper
         return F.dropout(keep(attention, mask), dropout).to(v.dtype) @ v
