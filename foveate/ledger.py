@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 
 VERSION = 1
 MULTIPLYING = ("gemm", "conv")
-_ARITHMETIC = {"softmax": ("add", "div", "exp"), "sum": ("add",), "add": ("add",), "divide": ("div",)}
+_ARITHMETIC = {"softmax": ("add", "div", "exp"), "sum": ("add",), "add": ("add",), "divide": ("div",), "exp": ("exp",)}
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Operation:
     """One operation for one image: `times` products of an m x k matrix and a k x n matrix, or m x n elements touched.
 
     kind: "gemm", "conv" (as the GEMM it unfolds to: m output places, n output channels, k inputs of one output, times groups),
-        "softmax" (m rows of n), "norm" and "elementwise" (m x n elements), "sum" (m rows of n added to one), "add" and "divide"
-        (m x n elements), "gather" (m rows of n moved).
+        "softmax" (m rows of n), "norm" and "elementwise" (m x n elements), "sum" (m rows of n added to one), "add", "divide"
+        and "exp" (m x n elements), "gather" (m rows of n moved).
     origin: where it runs, see the module's docstring.
     times: repetitions of the same shape (heads, windows, groups), or the mean number of them over images; may be fractional.
     latency_ms, energy_mj: for all `times` together; None where nobody has measured or simulated.

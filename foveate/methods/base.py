@@ -116,12 +116,26 @@ def check_weight(method: Method, field: str) -> None:
     object.__setattr__(method, field, float(value))
 
 
+def check_whole(method: Method, field: str, least: int, do: str, most: int | None = None) -> None:
+    """Raises unless `field` is a whole number from `least` to `most`."""
+    value = getattr(method, field)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        wrong(method, field, value, f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}", do)
+
+
 def check_depth(method: Method, field: str, card, last: int) -> None:
     """Raises if a block number of `field` lies beyond `last`, the last block where it makes sense."""
     beyond = [b for b in getattr(method, field) if b > last]
     if beyond:
         wrong(method, field, list(getattr(method, field)), f"blocks 1...{last} of {card.name}, which has {card.depth} blocks",
               f"replace {', '.join(map(str, beyond))} by an earlier block")
+
+
+def check_pairs(method: Method, field: str, card) -> None:
+    """Raises where tokens do not all see one another: what replaces softmax by a sum over all keys has no way to leave out pairs."""
+    if card.family == "swin":
+        wrong(method, field, getattr(method, field), f"backbones whose tokens all see one another; the shifted windows of {card.name} forbid pairs",
+              "use a backbone of the ViT, Eva, LV-ViT, PiT, LeViT or MobileViT family")
 
 
 def kept_count(keep: float, tokens: int) -> int:

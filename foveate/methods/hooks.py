@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
 from foveate.nn.attention import Mix
+from foveate.nn.mixing import Attention, mixed
 from foveate.nn.tokens import Tokens
 from foveate.trace import Trace
 
@@ -90,3 +93,21 @@ class Hooks(nn.Module):
     def metrics(self, run: Run) -> dict[str, Tensor]:
         """Figures worth logging for `run`."""
         return {}
+
+
+class AttentionHooks(Hooks, ABC):
+    """Hooks of a method that replaces softmax attention by one function over plain tensors, in every form of the stream.
+
+    The function never forms an n x m map: score biases (LeViT) and attention dropout have no place in it and are left out.
+    """
+
+    @abstractmethod
+    def function(self, block: int, tokens: Tokens, scale: float) -> Attention:
+        """What runs among the live tokens of each image in block `block` (1-based), as `mixed` calls it."""
+
+    def attention(self, block: int, run: Run) -> Mix:
+        return partial(self._mix, block)
+
+    def _mix(self, block: int, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True,
+             dropout: float = 0.0, weights: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return mixed(self.function(block, tokens, scale), q, k, v, tokens, weights)

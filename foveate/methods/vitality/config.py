@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.methods.base import Method, check_chosen_blocks, check_depth, wrong
+from foveate.methods.base import Method, check_chosen_blocks, check_depth, check_pairs, wrong
 
 MODES = ("vitality", "lowrank", "sparse", "lowrank+sparse", "baseline")
 KD = "+kd"
@@ -65,9 +65,8 @@ class ViTALiTy(Method):
     def validate(self, card) -> None:
         if self.blocks != "all":
             check_depth(self, "blocks", card, card.depth)
-        if card.family == "swin" and self.attention_kind != "baseline":
-            wrong(self, "mode", self.mode, f"backbones whose tokens all see one another; the shifted windows of {card.name} forbid pairs",
-                  "use a backbone of the ViT, Eva, LV-ViT, PiT, LeViT or MobileViT family")
+        if self.attention_kind != "baseline":
+            check_pairs(self, "mode", card)
         if self.adds_token(card) and (card.family not in TOKEN_FAMILIES or card.pool != "token"):
             wrong(self, "mode", self.mode, f"{KD} on backbones that classify by a class token; {card.name} does not",
                   f"use mode={self.attention_kind!r} there: the teacher's logits still teach through the recipe's kl_weight")
