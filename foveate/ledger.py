@@ -6,7 +6,7 @@ block's number.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -79,6 +79,16 @@ class Operation:
         )
 
 
+def _mixes_tokens(operation: Operation) -> bool:
+    parts = operation.origin.split(".")
+    return parts[0] == "blocks" and parts[2] == "attn" and parts[3] not in ("qkv", "gate", "proj")
+
+
+INCLUDED: dict[str, Callable[[Operation], bool]] = {
+    "all": lambda operation: True, "blocks": lambda operation: operation.block is not None, "attention": _mixes_tokens}
+"""What `Ledger.only` can keep."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The operations of one image (or of the mean image) with their totals.
@@ -131,14 +141,14 @@ class Ledger:
         return {group: value / total for group, value in groups.items()} if total else {}
 
     def only(self, include: str) -> Self:
-        """The part that `include` names: "all", or "blocks" (operations that belong to a block).
+        """The part that `include` names: "all", "blocks" (operations that belong to a block), or "attention" (those between
+        the projections and the output linear of each block, as Table I of ViTALiTy counts).
 
         Raises FoveateError for another word.
         """
-        if include not in ("all", "blocks"):
-            raise FoveateError(given=f"include={include!r}", allowed='"all" or "blocks"', do='write include="blocks"')
-        kept = self.operations if include == "all" else tuple(o for o in self.operations if o.block is not None)
-        return replace(self, operations=kept)
+        if include not in INCLUDED:
+            raise FoveateError(given=f"include={include!r}", allowed=", ".join(map(repr, INCLUDED)), do='write include="blocks"')
+        return replace(self, operations=tuple(filter(INCLUDED[include], self.operations)))
 
     def table(self) -> str:
         """A plain text table: a row for each group of operations, then the total."""

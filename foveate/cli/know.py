@@ -87,7 +87,7 @@ def count(
     tokens: Tokens = None,
     trace: TraceOf = None,
     include: Annotated[
-        str, typer.Option(metavar="PART", help="all, or blocks (without embeddings and heads, as some papers count).")
+        str, typer.Option(metavar="PART", help="all, blocks (without embeddings and heads, as some papers count), or attention (between projections and output linears, as ViTALiTy counts).")
     ] = "all",
     json: Json = False,
 ) -> None:
@@ -108,10 +108,13 @@ def count(
         answer.data = {
             "model": card.name, "plan": str(chosen), "macs": ledger.macs, "params": ledger.params, "label": ledger.label, "include": include,
             "macs_dense": dense.macs, "params_dense": dense.params, "by_operation": ledger.by_operation(), "shares": ledger.shares(),
+            "arithmetic": ledger.arithmetic(),
         }  # fmt: skip
         answer.shown = [f"{card.name}, {chosen}", ledger.table()]
         if chosen.methods:
             answer.shown.append(f"{ledger.macs / 1e9:.4g} GMACs, {100 * ledger.macs / dense.macs:.1f} % of the dense {dense.macs / 1e9:.4g}")
+        if include == "attention":
+            answer.shown.append(", ".join(f"{number / 1e6:,.1f} M {name}" for name, number in ledger.arithmetic().items()))
         if chosen.data_dependent and not (trace or tokens):
             note("this plan keeps another number of tokens in each image; --trace RUN or --tokens N,N,... counts what ran")
 
