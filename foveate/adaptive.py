@@ -54,6 +54,7 @@ class AdaptiveModel(nn.Module):
         self.anatomy, self.plan = anatomy, plan
         self._owners = {block: method.name for block, method in plan.attention(anatomy.card).items()}
         self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
+        self.lost: tuple[int, ...] = ()
         for method in plan.methods:
             hooks = layers(method.name).build(method, anatomy.card)
             like = next(anatomy.model.parameters())
@@ -109,6 +110,25 @@ class AdaptiveModel(nn.Module):
             metrics |= {f"{name}_{k}": v for k, v in hooks.metrics(run).items()}
         heads = (*self.anatomy.heads(tokens), *self._own_heads(tokens))
         return TrainingOutputs(sum(heads) / len(heads), heads, features, live, terms, metrics)
+
+    def label_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Weighted losses of the methods that need the classes: logits [B, classes] of a masked pass, labels [B]."""
+        return {f"{name}_{k}": v for name, hooks in self._hooks() for k, v in hooks.label_losses(logits, labels).items()}
+
+    def forget(self) -> None:
+        """Notes that the weights come from a saved run: the attention branches that methods have taken out were not in it.
+
+        `lost` names their 1-based blocks from now on; `restore` has nothing to give back there and refuses.
+        """
+        self.lost = tuple(sorted(self._taken()))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """1-based blocks that run with fresh attention weights, because the run that the model comes from had left theirs out."""
+        return tuple(sorted(set(self.lost) - self._taken()))
+
+    def _taken(self) -> set[int]:
+        return {block for _, hooks in self._hooks() for block in hooks.taken}
 
     def method_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that belong to methods; all others are the backbone's."""
@@ -206,24 +226,43 @@ def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveMode
 
 
 def restore(model: AdaptiveModel) -> nn.Module:
-    """The timm model behind an adapted one, with its present weights and without the methods' parts."""
+    """The timm model behind an adapted one, with its present weights and without the methods' parts.
+
+    Raises FoveateError for a model whose weights are not all there: a saved run leaves out the attentions that its plan skips.
+    """
     if not isinstance(model, AdaptiveModel):
         raise FoveateError(f"a {type(model).__name__}", "a model made by fv.adapt or fv.load", "there is nothing to restore: use it as it is")
+    check_complete(model, model.lost, "the model behind")
+    return backbone_of(model)
+
+
+def backbone_of(model: AdaptiveModel) -> nn.Module:
+    """What `restore` gives, with fresh weights where a saved run had left some out: for its structure, and to measure time."""
     twin = copy.deepcopy(model)
-    for method, hooks in twin._hooks():
+    for method, hooks in reversed(twin._hooks()):
         hooks.uninstall(twin.anatomy.blocks)
         del twin._modules[method]
     return twin.anatomy.model
+
+
+def check_complete(model: AdaptiveModel, missing: tuple[int, ...], what: str) -> None:
+    """Raises FoveateError where the attention weights of the blocks `missing` are needed for `what` of a plan that skipped them."""
+    if missing:
+        blocks = f"block{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+        raise FoveateError(f"{what} a saved run of {model.card.name} whose plan skipped the attention of {blocks}",
+                           "models with all their weights; those of the skipped attentions were not saved",
+                           "take the dense run that it was trained from")
 
 
 def replan(model: AdaptiveModel, plan: Plan) -> AdaptiveModel:
     """The same backbone and the weights it shares with `model`, under another plan.
 
     For switching settings that change no parameters, such as select="topk" and "argmax"; parts of a method that are
-    new keep their fresh weights.
+    new keep their fresh weights, and so do attentions that a saved run had left out (`missing` names their blocks).
     """
-    twin = adapt(restore(model), plan, model.card.name)
+    twin = adapt(backbone_of(model), plan, model.card.name)
     twin.load_state_dict(model.state_dict(), strict=False)
+    twin.lost = model.lost
     return twin.train(model.training)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from foveate.adaptive import AdaptiveModel, adapt, restore
+from foveate.adaptive import AdaptiveModel, adapt, backbone_of, check_complete
 from foveate.backbones.blueprint import Blueprint
 from foveate.errors import FoveateError
 from foveate.files import write_atomic
@@ -33,7 +33,8 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
     """
     model = model if isinstance(model, AdaptiveModel) else adapt(model, Plan())
     folder = Path(folder)
-    blueprint = Blueprint.of(restore(model))
+    check_complete(model, model.missing, "another plan on")
+    blueprint = Blueprint.of(backbone_of(model))
     backbone = {"architecture": blueprint.architecture, "arguments": blueprint.arguments,
                 "labels": labels or list(model.pretrained_cfg.get("label_names") or ())}
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
@@ -77,6 +78,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveMode
                            "a file was exchanged or damaged: save or copy the run again")
     model = adapt(Blueprint(backbone["architecture"], backbone["arguments"]).build(), plan)
     _load_state(model, state, str(folder / WEIGHTS))
+    model.forget()
     model.anatomy.model.pretrained_cfg = dict(model.pretrained_cfg) | preprocessing_of(folder) | (
         {"label_names": backbone["labels"]} if backbone.get("labels") else {})
     return model.to(device).eval()

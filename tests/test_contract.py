@@ -213,7 +213,7 @@ def test_every_row_has_a_digest_of_its_own():
 # gradients
 
 
-@pytest.mark.parametrize("row, key", [(r, "deit") for r in PRUNING if "random" not in r or "+" in r]
+@pytest.mark.parametrize("row, key", [(r, "deit") for r in PRUNING if "random" not in r or r == "argmax+random"]
                          + [("argmax", key) for key in tiny.MODELS if key != "one-head"])
 def test_cross_entropy_alone_reaches_every_new_parameter(row, key):
     fast, images = adapted(row, key).train(), tiny.images(key, 8)
@@ -288,15 +288,23 @@ def test_restore_keeps_what_was_trained_since_and_leaves_the_adapted_model_alone
 # names
 
 
+def skipped(name: str, plan: fv.Plan) -> bool:
+    """Whether a part of the tiny DeiT belongs to an attention branch that the plan skips: the model does not carry those."""
+    blocks, index, child, *_ = [*name.split("."), "", ""]
+    pivot = plan.find("pivot")
+    return blocks == "blocks" and pivot is not None and int(index or -1) + 1 in pivot.skip and child in ("norm1", "attn", "ls1", "drop_path1")
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_state_dict_holds_the_bases_keys_and_the_methods_own(row):
     base, fast = tiny.model(), adapted(row)
     theirs, ours = base.state_dict(), fast.state_dict()
-    assert [k for k in ours if k in theirs] == list(theirs)
+    assert [k for k in ours if k in theirs] == [k for k in theirs if not skipped(k, fast.plan)]
     names = [m.name for m in fast.plan.methods]
     extra = [k for k in ours if k not in theirs]
     assert all(k.split(".")[0] in names or k.endswith(".kept") for k in extra)
-    assert [n for n, _ in fast.named_parameters() if n in dict(base.named_parameters())] == [n for n, _ in base.named_parameters()]
+    own = [n for n, _ in base.named_parameters() if not skipped(n, fast.plan)]
+    assert [n for n, _ in fast.named_parameters() if n in dict(base.named_parameters())] == own
     assert len({id(p) for p in fast.parameters()}) == len(list(fast.parameters()))
 
 
@@ -312,7 +320,7 @@ def test_the_given_model_is_left_untouched(row):
     flags = [(n, m.training) for n, m in base.named_modules()]
     modules = [(n, type(m), id(m)) for n, m in base.named_modules()]
     fast = fv.adapt(base, plan_of(row))
-    assert [(n, m.training) for n, m in fast.named_modules() if n in dict(flags)] == flags
+    assert [(n, m.training) for n, m in fast.named_modules() if n in dict(flags)] == [f for f in flags if not skipped(f[0], fast.plan)]
     assert not fast.head.weight.requires_grad
     with torch.no_grad():
         fast.train()(tiny.images())

@@ -139,7 +139,7 @@ def open_model(
     """
     import torch
 
-    from foveate.adaptive import adapt, replan
+    from foveate.adaptive import adapt, check_complete, replan
     from foveate.store import load
 
     with torch.random.fork_rng(devices=[]):
@@ -149,7 +149,12 @@ def open_model(
         if weights or pretrained:
             raise FoveateError(f"other weights for the run {target.text}", "a run with its own weights", "leave out --weights and --pretrained")
         model = load(target.folder)
-        return model if plan == model.plan else replan(model, plan).eval()
+        if plan == model.plan:
+            return model
+        model = replan(model, plan).eval()
+        if not random_weights:
+            check_complete(model, model.missing, "another plan on")
+        return model
 
 
 def untrained(target: Target, plan: Plan) -> list[str]:

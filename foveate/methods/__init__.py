@@ -11,13 +11,14 @@ from foveate.methods.efficient.config import Efficient
 from foveate.methods.linformer.config import Linformer
 from foveate.methods.lineartransformer.config import LinearTransformer
 from foveate.methods.performer.config import Performer
+from foveate.methods.pivot.config import PIVOT
 from foveate.methods.random.config import Random
 from foveate.methods.spvit.config import SPViT
 from foveate.methods.structure.config import Structure
 from foveate.methods.vitality.config import ViTALiTy
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (
-    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient)}
+    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT)}
 
 
 def method_class(name: str) -> type[Method]:

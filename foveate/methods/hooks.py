@@ -59,6 +59,11 @@ class Hooks(nn.Module):
     The module is registered in the AdaptiveModel under the method's name, which prefixes its parameters.
     """
 
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """1-based blocks whose attention branch `install` has taken out, so that the model and its saved run do not carry it."""
+        return ()
+
     def install(self, blocks: list[nn.Module]) -> None:
         """Changes children of the (already copied) blocks in place."""
 
@@ -88,6 +93,10 @@ class Hooks(nn.Module):
 
     def losses(self, run: Run) -> dict[str, Tensor]:
         """Weighted terms that this method adds to the training loss of `run`."""
+        return {}
+
+    def label_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Weighted terms that need the right answers: logits [B, classes] of a training pass, labels [B] (of mixed images the larger part)."""
         return {}
 
     def metrics(self, run: Run) -> dict[str, Tensor]:

@@ -51,7 +51,10 @@ class Objective:
         self.label_smoothing, self.hard_weight = label_smoothing, hard_weight
 
     def __call__(self, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Loss:
-        """images: [B, 3, H, W]; targets: labels [B] or class distributions [B, C] (already smoothed by mixup)."""
+        """images: [B, 3, H, W]; targets: labels [B] or class distributions [B, C] (already smoothed by mixup).
+
+        Terms of the model's own that ask for labels take the likeliest class of a distribution.
+        """
         outputs = model.training_outputs(images) if hasattr(model, "training_outputs") else None
         logits = model(images) if outputs is None else outputs.logits
         smoothing = self.label_smoothing if targets.dim() == 1 else 0.0
@@ -71,7 +74,9 @@ class Objective:
                 parts["distillation"] = token_distillation(outputs.tokens, teacher_tokens, outputs.live)
                 total = total + self.distill_weight * parts["distillation"]
         if outputs is not None:
-            for name, term in outputs.terms.items():
+            labels = targets if targets.dim() == 1 else targets.argmax(-1)
+            judging = model.label_losses(logits, labels) if hasattr(model, "label_losses") else {}
+            for name, term in (outputs.terms | judging).items():
                 parts[name] = term
                 total = total + term
             parts.update({name: metric for name, metric in outputs.metrics.items() if name not in parts})

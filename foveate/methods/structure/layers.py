@@ -61,7 +61,7 @@ class StructureHooks(Hooks):
 
 
 def _linears(block: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [(parent, name) for parent in (block.attn, block.mlp) for name, child in parent.named_children()
+    return [(parent, name) for parent in (block.attn, block.mlp) if parent is not None for name, child in parent.named_children()
             if isinstance(child, nn.Linear)]
 
 
