@@ -30,4 +30,4 @@ def test_table_1_of_vitality_is_counted_exactly():
 def test_levits_true_structure_keeps_the_order_of_ten():
     operations = script("operations")
     true = {kind: operations.arithmetic(card, kind) for model, kind, _, card, _ in operations.rows() if model == "LeViT-128"}
-    assert true["softmax"][0] == pytest.approx(40.9, abs=0.05) and true["taylor"][0] == pytest.approx(8.84, abs=0.05)
+    assert true["softmax"][0] == pytest.approx(40.9, abs=0.05) and true["taylor"][0] == pytest.approx(8.77, abs=0.05)

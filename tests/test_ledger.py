@@ -56,8 +56,17 @@ def test_shares_are_of_the_latency_where_there_is_one():
 
 def test_include_blocks_leaves_embeddings_and_heads_out():
     assert LEDGER.only("blocks").macs == 200 and LEDGER.only("all") == LEDGER
-    with pytest.raises(FoveateError, match='"all" or "blocks"'):
+    with pytest.raises(FoveateError, match="'all', 'blocks', 'attention'"):
         LEDGER.only("block")
+
+
+def test_arithmetic_counts_what_table_1_of_vitality_counts():
+    ledger = Ledger((Operation("gemm", "blocks.1.attn.qk", m=2, n=3, k=4, times=5), Operation("softmax", "blocks.1.attn.softmax", m=2, n=3),
+                     Operation("gemm", "blocks.1.attn.proj", m=2, n=2, k=2), Operation("divide", "blocks.1.attn.ratio", m=2, n=2),
+                     Operation("sum", "blocks.1.attn.k_sum", m=3, n=2), Operation("add", "blocks.1.attn.k_centred", m=1, n=2), STEM))
+    counts = ledger.only("attention").arithmetic()
+    assert counts == {"mul": 120, "add": 120 + 6 + 6 + 2, "div": 6 + 4, "exp": 6}
+    assert ledger.only("blocks").arithmetic()["mul"] == 128
 
 
 def test_addition_runs_both():
