@@ -33,13 +33,15 @@ class CascadePlan:
 
     def __post_init__(self):
         efforts = tuple(self.efforts) if isinstance(self.efforts, (list, tuple)) else (self.efforts,)
-        wrong = next((e for e in efforts if not hasattr(e, "methods")), None)
-        if wrong is not None or len(efforts) < 2:
-            raise FoveateError(f"a cascade with {str(wrong) if isinstance(wrong, CascadePlan) else repr(wrong)} as an effort" if wrong is not None else f"a cascade of {len(efforts)} effort",
-                               "two plans or more, the cheapest first", "write fv.Plan.cascade([low, high], gate=fv.Entropy(0.3)) with fv.Plan([...]) for each")
+        wrong = [e for e in efforts if not hasattr(e, "methods")]
+        if wrong or len(efforts) < 2:
+            raise FoveateError(f"a cascade with {wrong[0]} as an effort" if wrong else f"a cascade of {len(efforts)} effort{'s' * (not efforts)}",
+                               "two plans or more, the cheapest first",
+                               "write fv.Plan.cascade([low, high], gate=fv.Entropy(0.3)) with fv.Plan([...]) for each")
         gates = (self.gates,) * (len(efforts) - 1) if isinstance(self.gates, Gate) else self.gates
         if not isinstance(gates, (list, tuple)) or len(gates) != len(efforts) - 1 or not all(isinstance(g, Gate) for g in gates):
-            raise FoveateError(f"gate={self.gates!r} for {len(efforts)} efforts", f"one gate for all, or {len(efforts) - 1}, one behind each effort but the last",
+            raise FoveateError(f"gate={self.gates!r} for {len(efforts)} efforts",
+                               f"one gate for all, or {len(efforts) - 1}, one behind each effort but the last",
                                "write for instance gate=fv.Entropy(threshold=0.3)")
         object.__setattr__(self, "efforts", efforts)
         object.__setattr__(self, "gates", tuple(gates))
@@ -78,10 +80,13 @@ class CascadePlan:
         shape = '{"foveate_plan": 1, "cascade": [{"foveate_plan": 1, "methods": [...]}, ...], "gates": [{"gate": "entropy", "threshold": 0.3}]}'
         unknown = sorted(set(data) - {"foveate_plan", "cascade", "gates", "fractions"})
         if unknown:
-            raise FoveateError(f"{source} with {', '.join(map(repr, unknown))}", "the keys foveate_plan, cascade, gates and fractions", "remove the unknown keys")
+            raise FoveateError(f"{source} with {', '.join(map(repr, unknown))}", "the keys foveate_plan, cascade, gates and fractions",
+                               "remove the unknown keys")
         for key in ("cascade", "gates"):
             if not isinstance(data.get(key), list):
                 raise FoveateError(f"{source} with {key}={data.get(key)!r}", shape, f"give {key} as a list")
+        if any(isinstance(form, dict) and "cascade" in form for form in data["cascade"]):
+            raise FoveateError(f"{source} with a cascade inside a cascade", shape, "list all efforts in one cascade, the cheapest first")
         efforts = [read(form, f"effort {number} of {source}") for number, form in enumerate(data["cascade"], 1)]
         return cls(tuple(efforts), tuple(gate_from_dict(g, source) for g in data["gates"]), data.get("fractions"))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.cascade_plan import CascadePlan, passes
 from foveate.card import Card, Transition, keep_card, stored_card
 from foveate.errors import FoveateError
 from foveate.ledger import Ledger
@@ -24,10 +25,11 @@ from foveate.workload import Effect, Seen, Stage, all_stages, workload
 
 def count(
     model: Any,
-    plan: Plan | str | None = None,
+    plan: Plan | CascadePlan | str | None = None,
     trace: Trace | None = None,
     tokens: Sequence[int] | None = None,
     include: str = "all",
+    fractions: Sequence[float] | None = None,
 ) -> Ledger:
     """The operations of one image (or of the mean image of `trace`) as a Ledger.
 
@@ -36,13 +38,18 @@ def count(
     plan: a Plan, or text as Plan.parse reads it; None is the dense model.
     trace: what a pass really did; the figure is the mean of its images' costs, not the cost of mean counts (semantics.md 20).
     tokens: instead of a trace, live tokens (prefix and packages included) after each pruning stage.
-    include: "all", or "blocks" without embeddings and heads.
+    include: "all", "blocks" without embeddings and heads, or "attention", what runs between projections and output linears.
+    fractions: of a cascade, the share of images that each effort answers, instead of a trace; by default the plan's own.
+    A cascade costs the mean over its images of all efforts they ran, each from the image on; its parameters are those of all efforts.
+    `model` may then be a Cascade, or a sequence with one model an effort. Without trace and fractions all efforts run: an upper bound.
     A plan whose cost depends on the image, counted without trace and tokens, is the dense upper bound and labelled so.
     Raises FoveateError for an unknown name, a plan that does not fit, and a trace or tokens of another plan.
     """
     if plan is None:
         plan = getattr(model, "plan", None) or Plan()
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
+    if isinstance(plan, CascadePlan) or fractions is not None:
+        return _cascade(model, plan, trace, tokens, fractions).only(include)
     card = card_of(model)
     plan.validate(card)
     effects = [cost(method.name).effect(method, card) for method in plan.methods]
@@ -58,6 +65,40 @@ def count(
         work = workload(card, effects, seen)
         ledger = Ledger(work.operations(), params, _label(plan, seen, work.bound))
     return ledger.only(include)
+
+
+def effort_ledgers(model: Any, plan: CascadePlan, trace: Trace | None = None) -> list[Ledger]:
+    """What each effort of a cascade costs one image that runs it: the mean image of its pass where `trace` has one.
+
+    model: as in `count`. Raises FoveateError for another number of models than efforts.
+    """
+    cards = getattr(model, "cards", None) or (model if isinstance(model, (list, tuple)) else [model] * len(plan.efforts))
+    if len(cards) != len(plan.efforts):
+        raise FoveateError(
+            given=f"{len(cards)} models for {len(plan.efforts)} efforts",
+            allowed="one model for all efforts, or one an effort",
+            do="give the models in the order of the efforts, the cheapest first",
+        )
+    ran = {one.effort: one.trace for one in trace.passes} if trace else {}
+    return [count(card, effort, trace=ran.get(number)) for number, (card, effort) in enumerate(zip(cards, plan.efforts), 1)]
+
+
+def _cascade(model: Any, plan: Plan | CascadePlan, trace: Trace | None, tokens: Any, fractions: Any) -> Ledger:
+    shares = passes(plan, fractions, trace)
+    if tokens is not None:
+        raise FoveateError(
+            given="count(tokens=...) for a cascade", allowed="fractions, or a trace", do="give the share of images that each effort answers"
+        )
+    ledgers = effort_ledgers(model, plan, trace)
+    bound = any("bound" in ledger.label for ledger in ledgers)
+    known = fractions or plan.fractions
+    if trace is not None:
+        label = f"mean over {trace.images:,} image{'s' if trace.images > 1 else ''}"
+    else:
+        label = f"fractions {', '.join(f'{f:g}' for f in known)}" if known else "all efforts run"
+    label = f"upper bound: {label}" if bound or not (trace or known) else label
+    operations = [o for (_, share), ledger in zip(shares, ledgers) if share for o in ledger.scaled(share).operations]
+    return Ledger(tuple(operations), sum(ledger.params for ledger in ledgers), label)
 
 
 def card_of(model: Any) -> Card:
@@ -101,13 +142,7 @@ def _given(tokens: Sequence[int], stages: list[Stage]) -> Seen:
 
 
 def _mean(card: Card, effects: list[Effect], params: int, trace: Trace) -> Ledger:
-    stages = all_stages(effects)
-    if trace.images < 1 or len(trace.tokens) != len(stages) or tuple(trace.after) != tuple(s.after for s in stages):
-        raise FoveateError(
-            given=f"a trace of {trace.images} images with stages after blocks {tuple(trace.after)}",
-            allowed=f"a trace of at least one image with stages after blocks {tuple(s.after for s in stages)}",
-            do="count with the plan that the trace was made with",
-        )
+    stages = _checked_stages(effects, trace)
     images = Counter(_seen(card, trace, stages))
     bound, ledgers = False, []
     for seen in images:
@@ -116,6 +151,32 @@ def _mean(card: Card, effects: list[Effect], params: int, trace: Trace) -> Ledge
         ledgers.append(Ledger(work.operations(), params))
     label = f"mean over {trace.images:,} image{'s' if trace.images > 1 else ''}"
     return Ledger.mean(ledgers, list(images.values()), f"upper bound of the {label}" if bound else label)
+
+
+def macs_each(model: Any, plan: Plan, trace: Trace) -> list[float]:
+    """MACs of each image of `trace`, which `plan` made; arguments and errors as in `count`."""
+    card = card_of(model)
+    effects = [cost(method.name).effect(method, card) for method in plan.methods]
+    images = list(_seen(card, trace, _checked_stages(effects, trace)))
+    macs = {seen: Ledger(workload(card, effects, seen).operations()).macs for seen in set(images)}
+    return [macs[seen] for seen in images]
+
+
+def _checked_stages(effects: list[Effect], trace: Trace) -> list[Stage]:
+    stages = all_stages(effects)
+    if trace.passes:
+        raise FoveateError(
+            given="the trace of a cascade for a plan that is none",
+            allowed="a trace that this plan made",
+            do="count with the cascade's plan, or with trace.passes[...].trace of one effort",
+        )
+    if trace.images < 1 or len(trace.tokens) != len(stages) or tuple(trace.after) != tuple(s.after for s in stages):
+        raise FoveateError(
+            given=f"a trace of {trace.images} images with stages after blocks {tuple(trace.after)}",
+            allowed=f"a trace of at least one image with stages after blocks {tuple(s.after for s in stages)}",
+            do="count with the plan that the trace was made with",
+        )
+    return stages
 
 
 def _seen(card: Card, trace: Trace, stages: list[Stage]) -> Iterable[Seen]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,28 @@ from torch import nn
 
 from foveate.adaptive import AdaptiveModel, adapt, backbone_of, check_complete
 from foveate.backbones.blueprint import Blueprint
+from foveate.cascade import Cascade
+from foveate.cascade_plan import CascadePlan
 from foveate.errors import FoveateError
 from foveate.files import write_atomic
 from foveate.plan import Plan
 
+EFFORT = "effort-{}"  # the sub-run of a cascade's effort, counted from 1
 WEIGHTS, PLAN, BACKBONE, PREPROCESSING = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json"
 
 
 def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | None = None, labels: list[str] | None = None) -> Path:
     """Writes plan.json, backbone.json, preprocessing.json and model.safetensors into `folder`.
 
-    model: an AdaptiveModel, or a timm model (saved under the empty plan).
+    model: an AdaptiveModel, a timm model (saved under the empty plan), or a Cascade (plan.json and a sub-run effort-1, effort-2, ...).
     preprocessing: mean, std, crop_pct, interpolation, image_size; the backbone's own by default. labels: class names.
     Everything is written beside an older run first, so that a full disk leaves that as it was. Then plan.json is moved in
     last, and backbone.json names the digest of the weights: no mixture of two saves loads.
     """
-    model = model if isinstance(model, AdaptiveModel) else adapt(model, Plan())
     folder = Path(folder)
+    if isinstance(model, Cascade):
+        return _save_cascade(model, folder, preprocessing, labels)
+    model = model if isinstance(model, AdaptiveModel) else adapt(model, Plan())
     check_complete(model, model.missing, "another plan on")
     blueprint = Blueprint.of(backbone_of(model))
     backbone = {"architecture": blueprint.architecture, "arguments": blueprint.arguments,
@@ -50,24 +56,65 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
             for name in (WEIGHTS, BACKBONE, PREPROCESSING, PLAN):
                 os.replace(fresh / name, folder / name)
     except (OSError, SafetensorError) as error:
-        raise FoveateError(f"run folder {folder} ({getattr(error, 'strerror', None) or error})", "a folder that can be written, with room for the weights",
-                           "check the path, its permissions and the free space") from None
+        raise _unwritable(folder, error) from None
     return folder
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveModel:
-    """The model that `save` wrote, in evaluation mode.
+def _save_cascade(model: Cascade, folder: Path, preprocessing: dict[str, Any] | None, labels: list[str] | None) -> Path:
+    """Every sub-run is written beside those of an older run, then all change places while there is no plan.json that would load a mixture."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
+            fresh = Path(fresh)
+            for number, effort in enumerate(model.efforts, 1):
+                save(effort, fresh / EFFORT.format(number), preprocessing, labels)
+            (fresh / PLAN).write_text(model.plan.to_json() + "\n")
+            (folder / PLAN).unlink(missing_ok=True)
+            for old in folder.glob(EFFORT.format("*")):
+                shutil.move(old, fresh / f"old-{old.name}")
+            for number in range(1, len(model.efforts) + 1):
+                os.replace(fresh / EFFORT.format(number), folder / EFFORT.format(number))
+            os.replace(fresh / PLAN, folder / PLAN)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _unwritable(folder: Path, error: Exception) -> FoveateError:
+    return FoveateError(f"run folder {folder} ({getattr(error, 'strerror', None) or error})", "a folder that can be written, with room for the weights",
+                        "check the path, its permissions and the free space")
+
+
+def effort_folders(folder: str | Path) -> list[Path]:
+    """The sub-runs of a cascade's run folder, lowest effort first; none for another run."""
+    plan = Path(folder) / PLAN
+    read = Plan.from_json(plan.read_text(errors="replace"), str(plan)) if plan.is_file() else None
+    return [Path(folder) / EFFORT.format(number) for number in range(1, len(read.efforts) + 1)] if isinstance(read, CascadePlan) else []
+
+
+def _load_cascade(folder: Path, plan: CascadePlan, device: str | torch.device) -> Cascade:
+    efforts = []
+    for number, (own, sub) in enumerate(zip(plan.efforts, effort_folders(folder)), 1):
+        efforts.append(load(sub, device))
+        if efforts[-1].plan != own:
+            raise FoveateError(f"{sub} with the plan {efforts[-1].plan} beside {folder / PLAN}, whose effort {number} is {own}",
+                               "sub-runs and plan of the same save", "a file was exchanged or edited: save the cascade again")
+    return Cascade(efforts, plan.gates, plan.fractions)
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveModel | Cascade:
+    """The model or the cascade that `save` wrote, in evaluation mode.
 
     Raises FoveateError for a missing, truncated, corrupt or foreign file, or weights of another plan or backbone.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FoveateError(f"run {str(folder)!r}, which is no folder", "a run folder written by fv.save or `foveate adapt`", "check the path (`ls`)")
-    for name in (PLAN, BACKBONE, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FoveateError(f"run {str(folder)!r} without {name}", f"a folder with {PLAN}, {BACKBONE} and {WEIGHTS}",
-                               "the save was interrupted or the folder is not a run: save it again")
+    _check_there(folder, PLAN)
     plan = Plan.from_json((folder / PLAN).read_text(errors="replace"), str(folder / PLAN))
+    if isinstance(plan, CascadePlan):
+        return _load_cascade(folder, plan, device)
+    _check_there(folder, BACKBONE, WEIGHTS)
     backbone = _read(folder / BACKBONE, {"architecture": str, "arguments": dict})
     state, metadata = _weights(folder / WEIGHTS)
     if metadata.get("plan") not in (None, plan.digest()):
@@ -82,6 +129,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveMode
     model.anatomy.model.pretrained_cfg = dict(model.pretrained_cfg) | preprocessing_of(folder) | (
         {"label_names": backbone["labels"]} if backbone.get("labels") else {})
     return model.to(device).eval()
+
+
+def _check_there(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise FoveateError(f"run {str(folder)!r} without {name}", f"a folder with {PLAN}, {BACKBONE} and {WEIGHTS}",
+                               "the save was interrupted or the folder is not a run: save it again")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
