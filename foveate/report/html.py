@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from foveate.files import write_atomic
-from foveate.report import figures
+from foveate.report import charts, figures
 from foveate.report.heatmaps import head_maps_html
 from foveate.report.page import PAGE
 from foveate.report.results import Results
@@ -38,7 +38,10 @@ def render_run(folder: str | Path) -> Path:
 
 def render(results: Results) -> str:
     """The page as text."""
-    sections = [*_table(results), *_tradeoff(results), *_tokens(results), *_heads(results), *_curves(results), *_made(results)]
+    sections = [
+        *_table(results), *_tables(results), *_notes(results), *_tradeoff(results), *_charts(results), *_tokens(results), *_heads(results),
+        *_curves(results), *_made(results),
+    ]  # fmt: skip
     return PAGE.substitute(
         title=escape(results.title),
         sentence=f"<p class='lead'>{escape(results.sentence)}</p>" if results.sentence else "",
@@ -56,9 +59,16 @@ def _table(results: Results) -> list[str]:
         "ratios of rounds in which both ran, over the dense model in the same backend and precision. "
         "A plan “helps” only where the lower quartile of its speed-up is above 1."
     )
+    return [_section("Results", f"<figure>{html_table(results.rows)}<figcaption>{caption}</figcaption></figure>")]
+
+
+def _tables(results: Results) -> list[str]:
+    return [_section(table.title, f"<figure>{charts.table_html(table)}<figcaption>{escape(table.caption)}</figcaption></figure>") for table in results.tables]
+
+
+def _notes(results: Results) -> list[str]:
     notes = "".join(f"<li>{escape(note)}</li>" for note in results.notes)
-    listed = f"<ul class='notes'>{notes}</ul>" if notes else ""
-    return [_section("Results", f"<figure>{html_table(results.rows)}<figcaption>{caption}</figcaption></figure>{listed}")]
+    return [f"<ul class='notes'>{notes}</ul>"] if notes else []
 
 
 def _tradeoff(results: Results) -> list[str]:
@@ -111,6 +121,12 @@ def _curves(results: Results) -> list[str]:
         alt = f"{curve.title}: {curve.y_label} from {curve.y[0]:.3g} to {curve.y[-1]:.3g}" if len(curve.y) else curve.title
         shown.append(_figure(figures.curve_figure(curve), alt, curve.caption))
     return [_section("Curves", f"<div class='figures'>{''.join(shown)}</div>")] if shown else []
+
+
+def _charts(results: Results) -> list[str]:
+    shown = [_figure(charts.chart_figure(chart), charts.chart_in_words(chart), chart.caption) for chart in results.charts]
+    shown += [_figure(charts.bars_figure(bars), charts.bars_in_words(bars), bars.caption) for bars in results.bars]
+    return [_section("In pictures", f"<div class='figures'>{''.join(shown)}</div>")] if shown else []
 
 
 def _made(results: Results) -> list[str]:

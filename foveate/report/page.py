@@ -37,6 +37,7 @@ tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 9rem; }
 td { text-align: right; }
 td > span { white-space: nowrap; }
 td:last-child > span { white-space: normal; }
+td.word, thead th.word { text-align: left; }
 td small, th small { display: block; color: var(--muted); font-weight: 400; font-size: .78rem; white-space: nowrap; }
 .dot { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .45rem; }
 .good > span { color: var(--good); font-weight: 700; }

@@ -103,6 +103,65 @@ class Curve:
     caption: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One line of a chart. y: float [points]; low, high: the edges of its band, float [points] or None."""
+
+    name: str
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """Several lines over the same points x, float [points].
+
+    log: both axes logarithmic. marks: values of y that are worth a dashed line, such as a speed-up of 1.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    x: np.ndarray
+    lines: tuple[Line, ...]
+    caption: str = ""
+    log: bool = False
+    marks: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of parts side by side: what each part is, and how long."""
+
+    name: str
+    parts: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars of parts below one another on one axis, such as the milliseconds of an attention's steps."""
+
+    title: str
+    x_label: str
+    bars: tuple[Bar, ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table other than that of plans: column titles with their units, and rows of words and figures as they are read.
+
+    The first `left` columns hold words.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    left: int = 1
+
+
 @dataclass(frozen=True)
 class Made:
     """How the figures were made: command line, wall time, start (ISO 8601), seeds and package versions."""
@@ -131,4 +190,7 @@ class Results:
     counts: tuple[TokenCounts, ...] = ()
     heads: tuple[HeadMaps, ...] = ()
     curves: tuple[Curve, ...] = ()
+    tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    bars: tuple[Bars, ...] = ()
     notes: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ def _built(kind: Any, value: Any, place: str) -> Any:
             return tuple(_built(one, part, f"{place}[{i}]") for i, (one, part) in enumerate(zip(inner, value)))
     elif origin is dict and isinstance(value, Mapping):
         return {arguments[0](key): _built(arguments[1], part, f"{place}[{key}]") for key, part in value.items()}
-    elif isinstance(kind, type) and isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool):
+    elif isinstance(kind, type) and isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool):
         return value
     raise FoveateError(f"{place} = {value!r}"[:200], f"a value of type {kind}", "correct that entry of the results")
 
