@@ -14,6 +14,12 @@ GOOD = {
     "spvit": dict(after=(3, 6, 9), keep=(0.7, 0.49, 0.343)),
     "random": dict(after=(3, 6, 9), keep=(0.7, 0.49, 0.343)),
     "structure": dict(keep=0.5),
+    "vitality": dict(mode="sparse"),
+    "pivot": dict(skip=(2, 3)),
+    "linformer": dict(rank=8),
+    "performer": dict(features=8),
+    "lineartransformer": dict(blocks=(1, 2)),
+    "efficient": dict(blocks=(1, 2)),
 }
 STAGED = ("spvit", "random")
 
@@ -81,6 +87,10 @@ BAD = [
         ("select", "top-k"), ("select", None), ("select", 1), ("select", ["topk"]), ("ratio_weight", -1), ("ratio_weight", "2"),
         ("ratio_weight", float("nan")), ("ratio_weight", BIG)]],
     *[("random", "seed", value) for value in (1.5, "0", None, True)],
+    *[("performer", "seed", value) for value in (1.5, "0", None, True, -1, 2**63)],
+    *[(name, field, value) for name, field in (("linformer", "rank"), ("performer", "features")) for value in (0, -1, 1.5, True, "8", float("nan"))],
+    ("linformer", "rank", None),
+    *[(name, "blocks", value) for name in ("linformer", "performer", "lineartransformer", "efficient") for value in ("some", (), (3, 2), (0,), None)],
     *[("structure", field, value) for field, value in [
         ("keep", 0), ("keep", 1.5), ("keep", "half"), ("keep", (0.5, 0.5)), ("keep", ()), ("keep", None), ("keep", float("nan")),
         ("blocks", "some"), ("blocks", ()), ("blocks", (2, 2)), ("blocks", (3, 2)), ("blocks", (0,)), ("blocks", 1.5), ("blocks", None)]],
@@ -97,8 +107,10 @@ def test_wrong_values_are_refused_by_name(name, field, value):
 def test_unknown_and_missing_settings_are_refused(name):
     with refused(name, "'depth'"):
         method_class(name).from_dict(GOOD[name] | {"depth": 3})
-    with refused(name, "keep"):
-        method_class(name).from_dict({k: v for k, v in GOOD[name].items() if k != "keep"})
+    for field in dataclasses.fields(method_class(name)):
+        if field.default is dataclasses.MISSING:
+            with refused(name, f"without {field.name}"):
+                method_class(name).from_dict({k: v for k, v in GOOD[name].items() if k != field.name})
 
 
 def test_an_unknown_method_names_the_nearest():

@@ -4,8 +4,8 @@ from functools import partial
 
 from foveate.card import Card
 from foveate.ledger import Operation
+from foveate.methods.kernels import kernel_attention
 from foveate.methods.performer.config import Performer
-from foveate.methods.replacement import kernel_attention
 from foveate.workload import BlockWork, Effect, replace_scores
 
 
