@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.errors import FoveateError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from foveate.trace import Trace
 
 VERSION = 1
+EFFORT = "effort-{}"
+"""Name of the sub-run of an effort, counted from 1, in the run folder of a cascade."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class CascadePlan:
     def data_dependent(self) -> bool:
         """Always: how many efforts an image runs depends on the image."""
         return True
+
+    def folders(self, run: str | Path) -> list[Path]:
+        """The sub-runs of the cascade's run folder, lowest effort first."""
+        return [Path(run) / EFFORT.format(number) for number in range(1, len(self.efforts) + 1)]
 
     def with_gates(self, gates: Sequence[Gate], fractions: Sequence[float] | None = None) -> "CascadePlan":
         """The same efforts behind other gates, such as calibrated ones, with the fractions that these were seen to give."""

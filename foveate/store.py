@@ -18,12 +18,11 @@ from torch import nn
 from foveate.adaptive import AdaptiveModel, adapt, backbone_of, check_complete
 from foveate.backbones.blueprint import Blueprint
 from foveate.cascade import Cascade
-from foveate.cascade_plan import CascadePlan
+from foveate.cascade_plan import EFFORT, CascadePlan
 from foveate.errors import FoveateError
 from foveate.files import write_atomic
 from foveate.plan import Plan
 
-EFFORT = "effort-{}"  # the sub-run of a cascade's effort, counted from 1
 WEIGHTS, PLAN, BACKBONE, PREPROCESSING = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json"
 
 
@@ -85,16 +84,9 @@ def _unwritable(folder: Path, error: Exception) -> FoveateError:
                         "check the path, its permissions and the free space")
 
 
-def effort_folders(folder: str | Path) -> list[Path]:
-    """The sub-runs of a cascade's run folder, lowest effort first; none for another run."""
-    plan = Path(folder) / PLAN
-    read = Plan.from_json(plan.read_text(errors="replace"), str(plan)) if plan.is_file() else None
-    return [Path(folder) / EFFORT.format(number) for number in range(1, len(read.efforts) + 1)] if isinstance(read, CascadePlan) else []
-
-
 def _load_cascade(folder: Path, plan: CascadePlan, device: str | torch.device) -> Cascade:
     efforts = []
-    for number, (own, sub) in enumerate(zip(plan.efforts, effort_folders(folder)), 1):
+    for number, (own, sub) in enumerate(zip(plan.efforts, plan.folders(folder)), 1):
         efforts.append(load(sub, device))
         if efforts[-1].plan != own:
             raise FoveateError(f"{sub} with the plan {efforts[-1].plan} beside {folder / PLAN}, whose effort {number} is {own}",

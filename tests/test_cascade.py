@@ -12,8 +12,9 @@ import torch
 import foveate as fv
 import tiny
 from foveate import store
+from foveate.cascade_plan import EFFORT
 from foveate.nn.gates import difficulty
-from foveate.store import EFFORT, PLAN, WEIGHTS, effort_folders
+from foveate.store import PLAN, WEIGHTS
 from foveate.trace import Trace
 
 ARGMAX = fv.Plan([fv.SPViT(after=(1, 3), keep=(0.7, 0.4), select="argmax")])
@@ -281,8 +282,7 @@ def test_cascades_come_back(saved):
         assert torch.equal(back(images), model(images)) and back.traced(images)[1] == model.traced(images)[1]
     assert isinstance(back, fv.Cascade) and back.plan == model.plan == fv.Plan.parse(str(saved)) and not back.training
     assert sorted(path.name for path in saved.iterdir()) == ["effort-1", "effort-2", "effort-3", PLAN]
-    assert [fv.load(folder).plan for folder in effort_folders(saved)] == list(model.plan.efforts)
-    assert effort_folders(saved / "effort-1") == [] == effort_folders(saved.parent)
+    assert [fv.load(folder).plan for folder in model.plan.folders(saved)] == list(model.plan.efforts)
 
 
 def test_settings_of_the_save_reach_every_effort(tmp_path):

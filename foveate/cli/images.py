@@ -9,6 +9,7 @@ from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
     from foveate.adaptive import AdaptiveModel
+    from foveate.cascade import Cascade
     from foveate.cli.targets import Target
     from foveate.train.images import PixelImages, ReadImages
     from foveate.train.preprocessing import Preprocessing
@@ -28,18 +29,19 @@ def data_name(target: Target, data: str | None, data_dir: Path | None) -> str:
     return known
 
 
-def preprocessing_for(target: Target, model: AdaptiveModel) -> Preprocessing:
-    """A run's own preprocessing.json, else what the backbone was trained with."""
+def preprocessing_for(target: Target, model: AdaptiveModel | Cascade) -> Preprocessing:
+    """A run's own preprocessing.json (of a cascade its first effort's: all efforts take the same images), else what the backbone was trained with."""
     from foveate.train.preprocessing import Preprocessing
 
-    path = target.folder / "preprocessing.json" if target.folder else None
-    if path is not None and path.is_file():
-        return Preprocessing.from_json(path.read_text(encoding="utf-8", errors="replace"))
-    return Preprocessing.of(model.anatomy.model)
+    folders = [target.folder, *(model.plan.folders(target.folder)[:1] if hasattr(model, "efforts") else [])] if target.folder else []
+    for path in (folder / "preprocessing.json" for folder in folders):
+        if path.is_file():
+            return Preprocessing.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    return Preprocessing.of(getattr(model, "efforts", [model])[0].anatomy.model)
 
 
 def images_for(
-    target: Target, model: AdaptiveModel, data: str | None, data_dir: Path | None, split: str, strict: bool = False, limit: int | None = None
+    target: Target, model: AdaptiveModel | Cascade, data: str | None, data_dir: Path | None, split: str, strict: bool = False, limit: int | None = None
 ) -> PixelImages | ReadImages:
     """Labelled images of a split, as `model` takes them. Raises FoveateError where their classes are not the model's."""
     from foveate.train.data import load_data

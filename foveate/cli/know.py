@@ -12,7 +12,7 @@ import typer
 
 from foveate.cli.answer import answering, note, table
 from foveate.cli.options import Json, ModelOrRun, PlanText
-from foveate.cli.seen import Tokens, TraceOf, tokens_of, trace_of
+from foveate.cli.seen import Fractions, Tokens, TraceOf, fractions_of, tokens_of, trace_of
 from foveate.errors import FoveateError
 
 Pattern = Annotated[
@@ -86,6 +86,7 @@ def count(
     plan: PlanText = None,
     tokens: Tokens = None,
     trace: TraceOf = None,
+    fractions: Fractions = None,
     include: Annotated[
         str, typer.Option(metavar="PART", help="all, blocks (without embeddings and heads, as some papers count), or attention (between projections and output linears, as ViTALiTy counts).")
     ] = "all",
@@ -93,30 +94,52 @@ def count(
 ) -> None:
     """Count multiply-accumulates (MACs) and parameters of a plan.
 
-    The "GFLOPs" of the papers are giga-MACs. A plan whose cost depends on the image needs --trace or --tokens; without them the figure is
-    the dense upper bound and says so. For backbones with a card, and runs of them, torch is not loaded.
+    The "GFLOPs" of the papers are giga-MACs. A plan whose cost depends on the image needs --trace, --tokens or (for a cascade)
+    --fractions; without them the figure is an upper bound and says so. For backbones with a card, and runs of them, torch is not loaded.
     """
-    from foveate.cli.targets import card_of_target, plan_of, target_of
+    from foveate.cli.targets import cards_of_target, plan_of, target_of
     from foveate.counting import count as counted
     from foveate.ledger import Ledger
 
     with answering(json) as answer:
         target = target_of(model_or_run)
-        chosen, card = plan_of(target, plan), card_of_target(target)
-        ledger: Ledger = counted(card, chosen, trace=trace_of(trace), tokens=tokens_of(tokens), include=include)
+        chosen, cards = plan_of(target, plan), cards_of_target(target)
+        card, seen, shares = cards[-1], trace_of(trace), fractions_of(fractions)
+        models = cards if len(cards) > 1 and hasattr(chosen, "efforts") else card
+        ledger: Ledger = counted(models, chosen, trace=seen, tokens=tokens_of(tokens), include=include, fractions=shares)
         dense = counted(card, include=include)
         answer.data = {
             "model": card.name, "plan": str(chosen), "macs": ledger.macs, "params": ledger.params, "label": ledger.label, "include": include,
             "macs_dense": dense.macs, "params_dense": dense.params, "by_operation": ledger.by_operation(), "shares": ledger.shares(),
             "arithmetic": ledger.arithmetic(),
         }  # fmt: skip
+        efforts = _efforts(models, chosen, seen, shares, include)
+        answer.data |= {"efforts": efforts} if efforts else {}
         answer.shown = [f"{card.name}, {chosen}", ledger.table()]
-        if chosen.methods:
+        if efforts:
+            shown = table("effort", "plan", "run by", "MMACs an image", "MMACs of the mean image", left=2)
+            for row in efforts:
+                figures = (f"{row['run_percent']:.1f} %", f"{row['macs'] / 1e6:,.2f}", f"{row['run_percent'] / 100 * row['macs'] / 1e6:,.2f}")
+                shown.add_row(str(row["effort"]), row["plan"], *figures)
+            answer.shown.append(shown)
+        if ledger != dense:
             answer.shown.append(f"{ledger.macs / 1e9:.4g} GMACs, {100 * ledger.macs / dense.macs:.1f} % of the dense {dense.macs / 1e9:.4g}")
         if include == "attention":
             answer.shown.append(", ".join(f"{number / 1e6:,.1f} M {name}" for name, number in ledger.arithmetic().items()))
-        if chosen.data_dependent and not (trace or tokens):
-            note("this plan keeps another number of tokens in each image; --trace RUN or --tokens N,N,... counts what ran")
+        if chosen.data_dependent and "bound" in ledger.label:
+            note("the cost of this plan depends on the image; --trace RUN, --tokens N,N,... or (cascades) --fractions F,F,... counts what ran")
+
+
+def _efforts(models: Any, plan: Any, trace: Any, fractions: Any, include: str) -> list[dict[str, Any]]:
+    """What each effort of a cascade costs and how many images run it; empty for another plan."""
+    from foveate.cascade_plan import passes
+    from foveate.counting import effort_ledgers
+
+    if not hasattr(plan, "efforts"):
+        return []
+    ledgers = effort_ledgers(models, plan, trace)
+    return [{"effort": number, "plan": str(effort), "run_percent": 100 * share, "macs": ledger.only(include).macs, "params": ledger.params}
+            for number, ((effort, share), ledger) in enumerate(zip(passes(plan, fractions, trace), ledgers), 1)]
 
 
 def _matching(names: tuple[str, ...], pattern: str | None) -> list[str]:

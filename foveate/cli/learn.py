@@ -151,11 +151,11 @@ def adapt(
 
     Validates after each epoch, tests once at the end, and leaves a run folder that every other command takes, with the trace of the test set.
     """
-    from foveate.cli.targets import plan_of
+    from foveate.cli.targets import single_plan_of
 
     with answering(json) as answer:
         target = dense_target(model_or_run)
-        chosen = plan_of(target, plan)
+        chosen = single_plan_of(target, plan)
         setting = chosen_recipe(recipe or usual_recipe(target, plan), seed, epochs, batch_size, split, settings)
         check_folder(out, resume)
         fine_tune(
@@ -167,10 +167,10 @@ def adapt(
 
 def dense_target(model_or_run: str) -> Target:
     """The dense run or backbone that a plan starts from; raises FoveateError for a run that has a plan already."""
-    from foveate.cli.targets import plan_of, target_of
+    from foveate.cli.targets import single_plan_of, target_of
 
     target = target_of(model_or_run)
-    own = plan_of(target, None)
+    own = single_plan_of(target, None)
     if own.methods:
         raise FoveateError(
             f"{model_or_run}, which already runs by the plan {own}",

@@ -57,13 +57,13 @@ def sweep(
 
     Each gets a run folder of its own below --out. With --resume, finished runs are taken as they are and an interrupted one goes on.
     """  # fmt: skip
-    from foveate.cli.targets import plan_of
+    from foveate.cli.targets import single_plan_of
 
     with answering(json) as answer:
         target = dense_target(model_or_run)
         plans = {}
         for text in plan:
-            plans |= varied(_name(text), plan_of(target, text), vary or [])
+            plans |= varied(_name(text), single_plan_of(target, text), vary or [])
         if len(plans) < len(plan):
             raise FoveateError(f"plans of the same name: {', '.join(map(_name, plan))}", "a name of its own for each", "rename the plan files")
         for name in plans:

@@ -13,6 +13,8 @@ from foveate.errors import FoveateError
 if TYPE_CHECKING:
     from foveate.adaptive import AdaptiveModel
     from foveate.card import Card
+    from foveate.cascade import Cascade
+    from foveate.cascade_plan import CascadePlan
     from foveate.plan import Plan
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -82,13 +84,27 @@ def target_of(text: str) -> Target:
     return Target(text)
 
 
+def cards_of_target(target: Target) -> list[Card]:
+    """The backbone of each effort of a cascade's run in numbers, of any other target the one it has."""
+    from foveate.cascade_plan import CascadePlan
+
+    plan = plan_of(target, None)
+    folders = plan.folders(target.folder) if isinstance(plan, CascadePlan) else []
+    return [card_of_target(Target(str(folder), folder)) for folder in folders] or [card_of_target(target)]
+
+
 def card_of_target(target: Target) -> Card:
-    """The backbone in numbers, without torch where a card is at hand. Raises FoveateError with near names for an unknown backbone."""
+    """The backbone in numbers, without torch where a card is at hand; of a cascade's run that of its highest effort.
+
+    Raises FoveateError with near names for an unknown backbone.
+    """
     from foveate.card import stored_card
     from foveate.counting import card_of
 
     if target.folder is None:
         return card_of(target.text)
+    if hasattr(plan_of(target, None), "efforts"):
+        return cards_of_target(target)[-1]
     try:
         backbone = json.loads((target.folder / "backbone.json").read_text(encoding="utf-8"))
         card = stored_card(backbone["architecture"]) if not backbone["arguments"] else None
@@ -101,7 +117,7 @@ def card_of_target(target: Target) -> Card:
     return load(target.folder).card
 
 
-def plan_of(target: Target, plan: str | None) -> Plan:
+def plan_of(target: Target, plan: str | None) -> Plan | CascadePlan:
     """The plan that was asked for, else the run's own, else the dense one."""
     from foveate.plan import Plan
     from foveate.presets import presets
@@ -109,6 +125,18 @@ def plan_of(target: Target, plan: str | None) -> Plan:
     if plan is not None:
         return Plan.parse(plan if plan in presets() else named_run(plan))
     return Plan.parse(str(target.folder)) if target.folder else Plan()
+
+
+def single_plan_of(target: Target, plan: str | None) -> Plan:
+    """As `plan_of`, for what one model is needed for. Raises FoveateError for a cascade."""
+    from foveate.cascade_plan import CascadePlan
+
+    found = plan_of(target, plan)
+    if isinstance(found, CascadePlan):
+        where = plan or target.text
+        raise FoveateError(f"{where}, which is a cascade of {len(found.efforts)} efforts", "the plan or the run of one model",
+                           f"take one of its efforts, such as {where}/effort-1; `foveate cascade` joins efforts that were trained one by one")
+    return found
 
 
 def named_run(text: str) -> str:
@@ -126,13 +154,15 @@ def named_weights(text: str) -> str:
 
 def open_model(
     target: Target,
-    plan: Plan,
+    plan: Plan | CascadePlan,
     weights: Path | None = None,
     pretrained: bool = False,
     random_weights: bool = False,
     seed: int = 0,
-) -> AdaptiveModel:
+) -> AdaptiveModel | Cascade:
     """The model of `target` under `plan`, in evaluation mode on the CPU; new parts of methods get weights by `seed`.
+
+    A cascade of a backbone or of a plain run has that one's weights in every effort.
 
     random_weights: a backbone may stay without trained weights (to measure time, where they do not matter).
     Raises FoveateError for a backbone without weights, and for weights or a plan that do not fit.
@@ -140,8 +170,14 @@ def open_model(
     import torch
 
     from foveate.adaptive import adapt, check_complete, replan
+    from foveate.cascade import Cascade
+    from foveate.cascade_plan import CascadePlan
     from foveate.store import load
 
+    own = plan_of(target, None)
+    if isinstance(plan, CascadePlan) and not isinstance(own, CascadePlan):
+        efforts = [open_model(target, effort, weights, pretrained, random_weights, seed) for effort in plan.efforts]
+        return Cascade(efforts, plan.gates, plan.fractions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if target.folder is None:
@@ -151,16 +187,27 @@ def open_model(
         model = load(target.folder)
         if plan == model.plan:
             return model
+        if isinstance(model, Cascade):
+            return _other_gates(target, model, plan)
         model = replan(model, plan).eval()
         if not random_weights:
             check_complete(model, model.missing, "another plan on")
         return model
 
 
+def _other_gates(target: Target, model: Cascade, plan: Any) -> Cascade:
+    if getattr(plan, "efforts", None) != model.plan.efforts:
+        raise FoveateError(f"the plan {plan} for {target.text}, which is a cascade of other efforts", "its own efforts, behind any gates",
+                           f"give the plan to one of its efforts, such as {target.text}/effort-1")
+    return model.gated(plan.gates, plan.fractions)
+
+
 def untrained(target: Target, plan: Plan) -> list[str]:
     """Methods of `plan` whose parts the target has no trained weights for."""
-    own = {method.name: method for method in plan_of(target, None).methods}
-    return [m.name for m in plan.methods if m.name == "spvit" and getattr(own.get(m.name), "after", None) != m.after]
+    given = plan_of(target, None)
+    own = {method.name: method for method in getattr(given, "methods", ())}
+    methods = [m for effort in getattr(plan, "efforts", [plan]) for m in effort.methods] if not hasattr(given, "efforts") else []
+    return [m.name for m in methods if m.name == "spvit" and getattr(own.get(m.name), "after", None) != m.after]
 
 
 def _backbone(target: Target, weights: Path | None, pretrained: bool, random_weights: bool):
