@@ -10,7 +10,7 @@ from foveate.methods.replacement import Replacement
 
 @dataclass(frozen=True)
 class Efficient(Replacement):
-    """Attention as softmax(Q) (softmax(K)^T V): queries over channels, keys over tokens (Efficient Attention, Eq. 5).
+    """Attention as softmax(Q) (softmax(K)^T V): queries over channels, keys over tokens (Efficient Attention, with softmax normalisation).
 
     blocks: 1-based blocks whose attention is replaced, or "all" that no other method of the plan names.
     """

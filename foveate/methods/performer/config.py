@@ -17,8 +17,8 @@ LARGEST_SEED = 2**63 - 1
 class Performer(Replacement):
     """Softmax attention estimated by positive orthogonal random features (FAVOR+ of Performer, Lemma 1).
 
-    features: random directions a head; None: d ln d, rounded, for heads of width d: the number that grows fast enough for the
-        error of the estimate to stay bounded (Theorem 4 of Performer).
+    features: random directions a head; None: d ln d, rounded, for heads of width d: the paper's bound on the error of the estimate
+        asks for a number that grows like d log d, however many tokens there are.
     seed: determines the directions, the same for all heads of a block and others in each block. They are saved with the model.
     blocks: 1-based blocks whose attention is replaced, or "all" that no other method of the plan names.
     """
