@@ -113,6 +113,18 @@ def table(*columns: str, left: int = 1, paths: bool = False) -> Any:
     return made
 
 
+def sheets(results: Any) -> list[Any]:
+    """The tables of a report.Results with what was found in one sentence, for people at a terminal."""
+    shown: list[Any] = [results.sentence] if results.tables and results.sentence else []
+    for one in results.tables:
+        made = table(*one.head, left=one.left)
+        made.title, made.title_justify = one.title, "left"
+        for row in one.rows:
+            made.add_row(*row)
+        shown += [made, one.caption]
+    return shown
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON knows it: numpy's scalars as numbers, NaN and infinity as null, paths as text."""
     if isinstance(value, dict):

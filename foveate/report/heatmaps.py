@@ -1,4 +1,4 @@
-"""What each head of a selector finds informative (Fig. 3 of SPViT) and how early tokens resemble the final CLS (Fig. 4)."""
+"""What each head of a selector finds informative, how early tokens resemble the final CLS, and matrices of likeness."""
 
 from collections.abc import Iterator
 from html import escape
@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foveate.errors import FoveateError
-from foveate.report.results import Curve, HeadMaps
-from foveate.report.style import as_rgb, image_tag, new_figure, styled
+from foveate.report.results import Curve, HeadMaps, Matrix
+from foveate.report.style import INK, MUTED, PAPER, as_rgb, image_tag, new_figure, styled
 
 COLOUR_MAP = "viridis"
+MOST_FIGURES = 16
+"""Columns up to which a matrix has room for the figures on its cells."""
 
 
 def overlay(image: np.ndarray, scores: np.ndarray, strength: float = 0.62) -> np.ndarray:
@@ -76,6 +78,33 @@ def head_maps_figure(maps: HeadMaps) -> Figure:
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOUR_MAP)
         figure.colorbar(scale, ax=axes, shrink=0.8, pad=0.02, label="score: keep")
     return figure
+
+
+def matrix_figure(matrix: Matrix) -> Figure:
+    """The matrix as a heat map from 0 (dark violet) to 1 (yellow), with its figures on the cells where there is room."""
+    rows, columns = matrix.values.shape
+    with styled():
+        figure, axes = new_figure(5.0, 0.75 + 4.1 * rows / columns)
+        axis = axes[0, 0]
+        axis.imshow(matrix.values, cmap=COLOUR_MAP, vmin=0, vmax=1, extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
+        for row, column in np.argwhere(np.isfinite(matrix.values)) if columns <= MOST_FIGURES else ():
+            value = matrix.values[row, column]
+            axis.text(column + 1, row + 1, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=8, color=PAPER if value < 0.6 else INK)
+        axis.set(xlabel=matrix.column_label, ylabel=matrix.row_label, title=matrix.title)
+        for side, count in ((axis.xaxis, columns), (axis.yaxis, rows)):
+            side.set_ticks(range(1, count + 1, 1 if count <= MOST_FIGURES else 2))
+        axis.grid(False)
+        axis.spines[:].set_color(MUTED)
+    return figure
+
+
+def matrix_in_words(matrix: Matrix) -> str:
+    """The matrix for those who do not see it: its range and where its largest value lies."""
+    if not np.isfinite(matrix.values).any():
+        return matrix.title
+    row, column = np.unravel_index(np.nanargmax(matrix.values), matrix.values.shape)
+    low, high = np.nanmin(matrix.values), np.nanmax(matrix.values)
+    return f"{matrix.title}: {low:.2f} to {high:.2f}, the most at {matrix.row_label} {row + 1} and {matrix.column_label} {column + 1}"
 
 
 def cka_curve(mean: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None) -> Curve:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from foveate.files import write_atomic
 from foveate.report import charts, figures
-from foveate.report.heatmaps import head_maps_html
+from foveate.report.heatmaps import head_maps_html, matrix_figure, matrix_in_words
 from foveate.report.page import PAGE
 from foveate.report.results import Results
 from foveate.report.store import from_dict, load_results
@@ -126,6 +126,7 @@ def _curves(results: Results) -> list[str]:
 def _charts(results: Results) -> list[str]:
     shown = [_figure(charts.chart_figure(chart), charts.chart_in_words(chart), chart.caption) for chart in results.charts]
     shown += [_figure(charts.bars_figure(bars), charts.bars_in_words(bars), bars.caption) for bars in results.bars]
+    shown += [_figure(matrix_figure(matrix), matrix_in_words(matrix), matrix.caption) for matrix in results.matrices]
     return [_section("In pictures", f"<div class='figures'>{''.join(shown)}</div>")] if shown else []
 
 

@@ -130,6 +130,20 @@ class Chart:
     marks: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """How alike two series are, pair by pair, such as MLPs and attentions of all blocks (Fig. 3 of PIVOT).
+
+    values: float [rows, columns] in [0, 1], both counted from 1; NaN where there is no value.
+    """
+
+    title: str
+    row_label: str
+    column_label: str
+    values: np.ndarray
+    caption: str = ""
+
+
 @dataclass(frozen=True)
 class Bar:
     """One bar of parts side by side: what each part is, and how long."""
@@ -179,6 +193,7 @@ class Results:
 
     sentence: what was found, in one sentence; machine: the dictionary of `foveate.machine.machine()`;
     notes: sentences that a reader must know, such as what was left out and why.
+    figures: the same for programs, under the keys of the command's JSON object; not shown.
     """
 
     title: str
@@ -193,4 +208,6 @@ class Results:
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
     bars: tuple[Bars, ...] = ()
+    matrices: tuple[Matrix, ...] = ()
     notes: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
