@@ -98,21 +98,19 @@ def cascade(ran: Sequence[tuple[Simulation, float]], label: str | None = None) -
     )  # fmt: skip
 
 
-def summed(parts: Sequence[tuple[Iterable[sim.Cost], float]]) -> tuple[sim.Cost, ...]:
-    """Costs of equal kind, origin and unit as one, each part times its weight."""
-    sums: dict[tuple[str, str, str], sim.Cost] = {}
+def summed(parts: Iterable[tuple[Iterable[sim.Cost], float]]) -> tuple[sim.Cost, ...]:
+    """Costs of equal kind, origin and unit as one, each part times its weight; a figure that no part has stays None."""
+    sums: dict[tuple[str, str, str], list[float | None]] = {}
     for costs, weight in parts:
         for cost in costs:
-            key, cost = (cost.kind, cost.origin, cost.unit), replace(shared_cost(cost, weight), operation=None)
-            sums[key] = _both(sums[key], cost) if key in sums else cost
-    return tuple(sums.values())
+            row = sums.setdefault((cost.kind, cost.origin, cost.unit), [None] * len(_FIGURES))
+            for place, name in enumerate(_FIGURES):
+                value = getattr(cost, name)
+                if value is not None:
+                    row[place] = (row[place] or 0.0) + value * weight
+    return tuple(sim.Cost(None, *key, **dict(zip(_FIGURES, row))) for key, row in sums.items())
 
 
-def shared_cost(cost: sim.Cost, weight: float) -> sim.Cost:
-    """`weight` times a cost."""
-    return replace(cost, **{name: None if getattr(cost, name) is None else getattr(cost, name) * weight for name in _FIGURES})
-
-
-def _both(one: sim.Cost, other: sim.Cost) -> sim.Cost:
-    added = {name: [value for value in (getattr(one, name), getattr(other, name)) if value is not None] for name in _FIGURES}
-    return replace(one, **{name: sum(values) if values else None for name, values in added.items()})
+def part_of(cost: sim.Cost, factor: float) -> sim.Cost:
+    """`factor` times a cost, of the same operation."""
+    return replace(cost, **{name: None if getattr(cost, name) is None else getattr(cost, name) * factor for name in _FIGURES})

@@ -18,7 +18,7 @@ from foveate.errors import FoveateError
 from foveate.ledger import Ledger, Operation
 from foveate.plan import Plan
 from foveate.sim import scalesim
-from foveate.simulated import Simulation, cascade, shared_cost, summed
+from foveate.simulated import Simulation, cascade, part_of, summed
 from foveate.trace import Trace
 
 T = TypeVar("T")
@@ -84,25 +84,40 @@ def charged(
     card: says which operations have weights that a batch shares, and the model's name; without it a batch shares nothing.
     Raises FoveateError as `simulate` does.
     """
-    shared, name = (_with_weights(card), card.name) if card else (frozenset(), "")
+    operations, costs = _ran(ledger, machine, card, batch, rules, stalls)
+    remarks = tuple(_told(sim.remarks, ledger.operations, machine, rules, card.name if card else ""))
+    return Simulation(operations, ledger.params, _label(ledger.label, machine, batch), machine.name, batch, summed([(costs, 1.0)]), remarks)
+
+
+def _label(counted: str, machine: sim.Machine, batch: int) -> str:
+    return f"{counted} on {machine.name}" + (f", batch {batch}" if batch > 1 else "")
+
+
+def _ran(
+    ledger: Ledger, machine: sim.Machine, card: Card | None, batch: int, rules: Sequence[sim.Rule] | None, stalls: bool
+) -> tuple[tuple[Operation, ...], list[sim.Cost]]:
+    """The operations with their time and energy, and the costs they come from, for one image of a batch."""
+    shared = _with_weights(card) if card and batch > 1 else frozenset()
     work = [_batched(operation, batch, shared) for operation in ledger.operations]
-    # Overheads are of one image each; what ran for the whole batch is divided among its images.
-    costs = [one if one.operation is None else shared_cost(one, 1 / batch) for one in _told(sim.simulate, work, machine, rules, stalls, name)]
-    operations = _filled(ledger.operations, costs)
-    remarks = tuple(_told(sim.remarks, work, machine, rules, name))
-    label = f"{ledger.label} on {machine.name}" + (f", batch {batch}" if batch > 1 else "")
-    return Simulation(operations, ledger.params, label, machine.name, batch, summed([(costs, 1.0)]), remarks)
+    costs = _told(sim.simulate, work, machine, rules, stalls, card.name if card else "")
+    if batch > 1:
+        # Overheads are of one image each; what ran for the whole batch is divided among its images.
+        costs = [one if one.operation is None else part_of(one, 1 / batch) for one in costs]
+    return _filled(ledger.operations, costs), costs
 
 
 def _effort(plan: Plan, machine: sim.Machine, trace: Trace | None, tokens: Sequence[int] | None, options: dict[str, Any]) -> Simulation:
     card = options["card"]
     if trace is None or tokens is not None or trace.images < 2:
         return charged(count(card, plan, trace, tokens), machine, **options)
-    parts = [(charged(count(card, plan, image), machine, **options), weight) for image, weight in _distinct(trace, card)]
-    bound = "upper bound of the " if any(one.label.startswith("upper bound") for one, _ in parts) else ""
-    mean = Ledger.mean([one.ledger for one, _ in parts], [weight for _, weight in parts], f"{bound}mean over {trace.images:,} images on {machine.name}")
-    costs = summed([(one.costs, weight / trace.images) for one, weight in parts])
-    return replace(parts[0][0], operations=mean.operations, label=mean.label, costs=costs)
+    images, weights = zip(*_distinct(trace, card))
+    ledgers = [count(card, plan, image) for image in images]
+    parts = [_ran(ledger, machine, **options) for ledger in ledgers]
+    filled = [Ledger(operations, ledger.params) for (operations, _), ledger in zip(parts, ledgers)]
+    bound = "upper bound of the " if any(one.label.startswith("upper bound") for one in ledgers) else ""
+    mean = Ledger.mean(filled, weights, _label(f"{bound}mean over {trace.images:,} images", machine, options["batch"]))
+    costs = summed((costs, weight / trace.images) for (_, costs), weight in zip(parts, weights))
+    return replace(charged(ledgers[0], machine, **options), operations=mean.operations, label=mean.label, costs=costs)
 
 
 def _distinct(trace: Trace, card: Card) -> Iterable[tuple[Trace, int]]:
@@ -136,19 +151,16 @@ def _batched(operation: Operation, batch: int, shared: frozenset[str]) -> Operat
 
 def _filled(operations: tuple[Operation, ...], costs: list[sim.Cost]) -> tuple[Operation, ...]:
     """The operations with their time and energy; a machine's overheads come as operations of their own, where they fall due."""
-    filled: list[Operation] = []
-    seen: dict[int, int] = {}
-    for cost in costs:
-        if cost.operation is None:
-            filled.append(Operation("overhead", cost.origin, latency_ms=cost.latency_ms, energy_mj=cost.energy_mj))
-            continue
-        if cost.operation not in seen:
-            seen[cost.operation] = len(filled)
-            filled.append(replace(operations[cost.operation], latency_ms=0.0, energy_mj=None))
-        known = filled[seen[cost.operation]]
-        energy = known.energy_mj if cost.energy_mj is None else (known.energy_mj or 0.0) + cost.energy_mj
-        filled[seen[cost.operation]] = replace(known, latency_ms=known.latency_ms + cost.latency_ms, energy_mj=energy)
-    return tuple(filled)
+    rows: dict[int, list] = {}
+    for at, cost in enumerate(costs):
+        row = rows.setdefault(-1 - at if cost.operation is None else cost.operation, [cost, 0.0, None])
+        row[1] += cost.latency_ms
+        row[2] = row[2] if cost.energy_mj is None else (row[2] or 0.0) + cost.energy_mj
+    return tuple(
+        Operation("overhead", cost.origin, latency_ms=latency, energy_mj=energy) if index < 0
+        else replace(operations[index], latency_ms=latency, energy_mj=energy)
+        for index, (cost, latency, energy) in rows.items()
+    )  # fmt: skip
 
 
 def _told(function: Callable[..., T], *arguments: Any) -> T:

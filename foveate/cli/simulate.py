@@ -37,7 +37,8 @@ def targets(
     with answering(json) as answer:
         if what is None:
             machines = [explain(machine_of(name)) for name in sim.targets()]
-            answer.data = {"targets": [{key: one[key] for key in ("target", "kind", "about", "peak_gmac_per_s", "bandwidth_gb_s", "power_w")} for one in machines]}
+            keys = ("target", "kind", "about", "peak_gmac_per_s", "bandwidth_gb_s", "power_w")
+            answer.data = {"targets": [{key: one[key] for key in keys} for one in machines]}
             shown = table("target", "kind", "GMAC/s", "GB/s", "W", "about", left=2)
             shown.columns[5].justify = "left"
             for one in machines:
@@ -48,10 +49,10 @@ def targets(
             raise FoveateError("`foveate targets check`", "foveate targets check FILE.toml", "name the machine file")
         if what != "check" and file is not None:
             raise FoveateError(f"`foveate targets {what} {file}`", "one target, or check FILE", f"write foveate targets {what}")
-        machine = machine_of(file if what == "check" else what)
-        answer.data = explain(machine)
-        shipped = SHIPPED / f"{machine.name}.toml"
-        answer.shown = [(shipped if shipped.is_file() else Path(machine.name)).read_text(encoding="utf-8").rstrip()] if toml else _explained(answer.data)
+        name = file if what == "check" else what
+        answer.data = explain(machine_of(name))
+        shipped = SHIPPED / f"{name}.toml"
+        answer.shown = [(shipped if shipped.is_file() else Path(name)).read_text(encoding="utf-8").rstrip()] if toml else _explained(answer.data)
 
 
 def simulate(

@@ -43,7 +43,8 @@ def accelerator_costs(operations: Sequence[Work], machine: Machine, rules: Seque
         latency = one.latency_ms * work.times
         energy = one.energy_mj if machine.power_w is None else millijoules(machine.power_w, one.latency_ms)
         cycles = None if one.cycles is None else one.cycles * work.times
-        costs.append(Cost(index, work.kind, work.origin, rule.unit, cycles, latency, None if energy is None else energy * work.times, one.stall_cycles * work.times))
+        energy = None if energy is None else energy * work.times
+        costs.append(Cost(index, work.kind, work.origin, rule.unit, cycles, latency, energy, one.stall_cycles * work.times))
     return _with_overheads(costs, machine)
 
 

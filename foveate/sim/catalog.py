@@ -24,7 +24,7 @@ def load(target: str) -> Machine:
     if Path(target).name == target and (SHIPPED / f"{target}.toml").is_file():
         return read_machine((SHIPPED / f"{target}.toml").read_text(encoding="utf-8"), target)
     if Path(target).is_file():
-        return read_machine(_text(target), target)
+        return read_machine(_text(target), Path(target).name)
     near = difflib.get_close_matches(target, targets(), n=3, cutoff=0.4)
     raise SimError(
         f"target {target!r}",

@@ -35,14 +35,16 @@ def missing(machine: Machine) -> list[str]:
     if machine.kind != "accelerator":
         return [] if machine.power_w else ["power_w: no energy"]
     lines = []
-    powered = machine.power_w or any(u.power_w or getattr(u, "energy_pj_per_mac", None) or getattr(u, "energy_pj_per_element", None) for u in machine.units)
-    if not powered:
+    energies = ("power_w", "energy_pj_per_mac", "energy_pj_per_element")
+    if not machine.power_w and not any(getattr(unit, key, None) for unit in machine.units for key in energies):
         lines.append("power_w, or power and energy of the units: no energy")
     if machine.arrays and not any(m.bandwidth_gb_s for m in machine.memories if m.holds in ("outside", "all")):
         lines.append("bandwidth_gb_s of a memory: no waiting for it")
-    lines += [f"a memory that holds {holds}: taken as large enough" for holds in ("inputs", "weights", "outputs") if machine.arrays and not machine.memory(holds)]
+    buffers = ("inputs", "weights", "outputs") if machine.arrays else ()
+    lines += [f"a memory that holds {holds}: taken as large enough" for holds in buffers if not machine.memory(holds)]
     kinds = [kind for rule in machine.rules for kind in rule.kinds]
-    lines += [f"a rule for {kind}: a model that has it is refused" for kind in ("gemm", "conv", "softmax", "norm", "elementwise") if not {kind, "*"} & set(kinds)]
+    usual = ("gemm", "conv", "softmax", "norm", "elementwise")
+    lines += [f"a rule for {kind}: a model that has it is refused" for kind in usual if not {kind, "*"} & set(kinds)]
     return lines
 
 

@@ -6,6 +6,7 @@ file brings its own rules; a mapping file (the same `[[mapping]]` tables alone) 
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from foveate.sim.errors import SimError
 
@@ -33,6 +34,7 @@ class Rule:
         return any(fnmatchcase(kind, p) for p in self.kinds) and any(fnmatchcase(origin, p) for p in self.origins)
 
 
+@lru_cache(maxsize=4096)
 def rule_for(rules: tuple[Rule, ...], kind: str, origin: str, target: str) -> Rule:
     """The first rule that fits; raises SimError for an operation that the target cannot run."""
     for rule in rules:

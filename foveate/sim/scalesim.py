@@ -88,18 +88,23 @@ def read_report(path: Path) -> list[Layer]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
         return [
-            Layer(int(row["LayerID"]), int(float(row["Total Cycles"])), int(float(row["Stall Cycles"])), float(row["Overall Util %"]), float(row["Mapping Efficiency %"]))
+            Layer(
+                int(row["LayerID"]), int(float(row["Total Cycles"])), int(float(row["Stall Cycles"])),
+                float(row["Overall Util %"]), float(row["Mapping Efficiency %"]),
+            )
             for row in rows
-        ]
+        ]  # fmt: skip
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SimError(f"{path}, not read as a report ({type(error).__name__}: {error})", "SCALE-Sim's COMPUTE_REPORT.csv", "give the folder of its run") from None
+        given = f"{path}, not read as a report ({type(error).__name__}: {error})"
+        raise SimError(given, "SCALE-Sim's COMPUTE_REPORT.csv", "give the folder of its run") from None
 
 
 def _rows(products: list[Work], distinct: bool) -> list[tuple[str, int, int, int]]:
     rows: dict[tuple, str] = {}
     for work in products:
         if work.times != int(work.times):
-            raise SimError(f"{work.origin}, run {work.times:g} times on average", "whole layers of one image", "write the workload of one image or of fixed tokens")
+            given = f"{work.origin}, run {work.times:g} times on average"
+            raise SimError(given, "whole layers of one image", "write the workload of one image or of fixed tokens")
         for repeat in range(int(work.times)):
             name = work.origin if work.times == 1 else f"{work.origin}#{repeat + 1}"
             shape = (work.m, work.n, work.k)

@@ -28,7 +28,11 @@ def test_every_dataflow_was_recorded():
     assert len(layers()) >= 36
 
 
-@pytest.mark.parametrize(("run", "layer"), layers(), ids=lambda one: f"{one['dataflow']}-{one['rows']}x{one['columns']}" if "rows" in one else f"{one['m']}-{one['n']}-{one['k']}")
+def label(one) -> str:
+    return f"{one['dataflow']}-{one['rows']}x{one['columns']}" if "rows" in one else f"{one['m']}-{one['n']}-{one['k']}"
+
+
+@pytest.mark.parametrize(("run", "layer"), layers(), ids=label)
 def test_cycles_are_those_of_scale_sim(run, layer):
     fold = folding(run, layer)
     assert fold.cycles == layer["demand_rows"] == layer["total_cycles"] + 1

@@ -129,9 +129,11 @@ unit = "nowhere"
 luts = true
 """)
     for part in (
-        "my.toml with 17 mistakes", "about missing", "unknown key clock_ghz (did you mean clock_mhz?)", "precision_bits = 7.5: a whole number from 1", "power_w = '3 W'",
-        "without its unit", "arrays.pe.rows = -8", "arrays.pe.columns missing", "arrays.pe.dataflow = 'systolic': input-stationary or weight-stationary",
-        "did you mean ns_per_element?", "two units called 'pe'", "has no cost", "memories.b.holds = 'weight'", "did you mean size_kb?", "bandwidth_gb_s = 0: a number above 0",
+        "my.toml with 17 mistakes", "about missing", "unknown key clock_ghz (did you mean clock_mhz?)", "precision_bits = 7.5: a whole number from 1",
+        "power_w = '3 W'", "without its unit", "arrays.pe.rows = -8", "arrays.pe.columns missing",
+        "arrays.pe.dataflow = 'systolic': input-stationary or weight-stationary",
+        "did you mean ns_per_element?", "two units called 'pe'", "has no cost", "memories.b.holds = 'weight'", "did you mean size_kb?",
+        "bandwidth_gb_s = 0: a number above 0",
         "kinds = 'gemm': a list of texts", "without why", "figures.luts = True", "clock_mhz missing",
     ):  # fmt: skip
         assert part in given, part

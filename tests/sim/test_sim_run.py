@@ -68,7 +68,10 @@ def test_the_power_of_everything_is_charged_for_the_whole_time():
 
 def test_energies_of_units_and_memories_add_up():
     array = Array("pe", 8, 4, "input-stationary", power_w=0.5, energy_pj_per_mac=0.3)
-    memories = (Memory("in", "inputs", 64, energy_pj_per_byte=1), Memory("w", "weights", 0.25, energy_pj_per_byte=2), Memory("o", "outputs", 64), Memory("dram", "outside", energy_pj_per_byte=100))
+    memories = (
+        Memory("in", "inputs", 64, energy_pj_per_byte=1), Memory("w", "weights", 0.25, energy_pj_per_byte=2), Memory("o", "outputs", 64),
+        Memory("dram", "outside", energy_pj_per_byte=100),
+    )  # fmt: skip
     cost = one(work(), arrays=(array,), memories=memories)
     inputs, weights = 10 * 30, 20 * 30 * 3  # weights stream once for every 4 of the 10 inputs; 600 bytes do not fit into 256
     outside = inputs + weights + 10 * 20
@@ -164,7 +167,8 @@ def test_remarks_name_what_is_free_what_contradicts_and_what_does_not_fit():
 def test_a_pipeline_is_shorter_than_its_serial_sum_and_no_unit_does_two_things_at_once():
     tasks = [
         Task("mean", "accumulator", 10), Task("centre", "adder", 10, after=("mean",)), Task("context", "array", 100, follows=("centre",)),
-        Task("sum", "accumulator", 10, follows=("centre",)), Task("numerator", "array", 80, after=("context", "sum")), Task("ratio", "divider", 5, follows=("numerator",)),
+        Task("sum", "accumulator", 10, follows=("centre",)), Task("numerator", "array", 80, after=("context", "sum")),
+        Task("ratio", "divider", 5, follows=("numerator",)),
     ]  # fmt: skip
     line = schedule(tasks)
     at = {event.task.name: (event.start, event.end) for event in line.events}
