@@ -14,10 +14,13 @@ from foveate.errors import FoveateError
 from foveate.nn.cka import LEAST_IMAGES, centred_gram, cka_from_hsic, gram_hsic, unbiased_hsic
 from foveate.nn.precision import at_least_float32
 from foveate.plan import Plan
+from foveate.report import Matrix
 
 FEATURES = ("tokens", "mean")
 RESIDUALS = ("before", "after")
 ESTIMATORS = ("exact", "minibatch")
+AT_ONCE = 64
+"""Images of a batch where nobody asks for another number."""
 MOST_EXACT = 2048
 """Images beyond which the Gram matrices of all blocks outgrow a small machine's memory."""
 Progress = Callable[[int, int], None]
@@ -92,6 +95,23 @@ def _minibatch(model: AdaptiveModel, batches: Iterable[Tensor], features: str, r
     if not done:
         raise FoveateError("no images for the CKA matrix", f"batches of {LEAST_IMAGES} images or more", "take more images")
     return cka_from_hsic(sums[:-2], sums[-2], sums[-1])
+
+
+def sampled(images: int, count: int, seed: int = 0) -> np.ndarray:
+    """`count` (or all) of the indices of a set of `images` images, drawn by `seed`, ascending: files often lie class by class."""
+    return np.sort(np.random.default_rng(seed).choice(images, min(count, images), replace=False))
+
+
+def as_lists(matrix: np.ndarray) -> list[list[float | None]]:
+    """The CKA matrix as JSON knows it: null where there is no value."""
+    return [[float(value) if np.isfinite(value) else None for value in row] for row in matrix]
+
+
+def cka_map(matrix: np.ndarray, images: int, about: str = "") -> Matrix:
+    """The CKA matrix as a heat map (Fig. 3 of PIVOT). images: how many it was computed on; about: how, in words."""
+    caption = ("Row i and column j: how much what the attention of block j computes resembles what the MLP of block i has computed already. "
+               f"Where that is much, the attention can be skipped. {images:,} images{about}.")
+    return Matrix("CKA of MLPs and later attentions", "MLP of block", "attention of block", matrix, caption)
 
 
 @contextmanager
