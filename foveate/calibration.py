@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.adaptive import AdaptiveModel
 from foveate.cascade import Cascade
 from foveate.counting import macs_each
-from foveate.efforts import Outcomes, limit_for
+from foveate.efforts import Outcomes, calibrated
 from foveate.errors import FoveateError
 from foveate.gates import Gate
 from foveate.ledger import Ledger
@@ -24,15 +24,14 @@ Cost = Callable[[AdaptiveModel, Trace], Ledger | float]
 
 
 def threshold(gate: Gate, logits: Tensor, lec: float = 0.7) -> tuple[Gate, float]:
-    """(the gate with the least threshold at which at least `lec` of the images stay, the share that then stays).
+    """(the gate with the threshold at which at least `lec` of the images stay, the share that then stays); see `efforts.calibrated`.
 
     logits: of the low effort, [images, classes]. lec: PIVOT's low effort constraint, in (0, 1]; ties stay together.
     Raises FoveateError for no images, and where NaN logits leave too few images to stay.
     """
     if len(logits) == 0:
         raise FoveateError("logits of 0 images", "logits of the images to calibrate on", "PIVOT takes 256 images")
-    limit, share = limit_for(difficulty(gate, logits).cpu().numpy(), lec)
-    return gate.at(limit), share
+    return calibrated(gate, difficulty(gate, logits).cpu().numpy(), lec)
 
 
 def calibrate(cascade: Cascade, data: Any, lec: float | Sequence[float] = 0.7, **settings: Any) -> Cascade:

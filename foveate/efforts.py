@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import FoveateError
+from foveate.gates import Gate
 from foveate.trace import Trace
 
+ROUNDING = 1e-4
+"""How far a threshold stays above the hardest image where none goes on: more than batches and backends differ in float32."""
 LECS = tuple(percent / 100 for percent in range(60, 101, 5))
 
 
@@ -90,23 +93,30 @@ def break_even(low: float, high: float) -> float:
     return 1 - low / high
 
 
-def limit_for(difficulty: np.ndarray, lec: float, effort: int = 1) -> tuple[float, float]:
-    """(limit, share that stays): the least limit at which at least `lec` of the images stay, "raising Th until F_L >= LEC" done exactly.
+def calibrated(gate: Gate, difficulty: np.ndarray, lec: float, effort: int = 1) -> tuple[Gate, float]:
+    """(gate, share that stays): the threshold raised until at least `lec` of the images stay, exactly (Phase 2 of PIVOT, F_L >= LEC).
 
-    difficulty: float32 [images], larger is harder, NaN never stays; ties stay together, so that the share may be larger than asked.
+    The threshold lies half way between the hardest image that stays and the easiest that goes on, so that rounding in another batch or
+    backend moves neither; for lec = 1 every image with probabilities stays, also those that are harder than any of these.
+    difficulty: float32 [images] by this gate, NaN never stays; ties stay together, so that the share may be larger than asked.
     lec: the low effort constraint, in (0, 1]. effort: its number, for messages.
     Raises FoveateError where too many images are without an answer, naming the largest share that can stay.
     """
     if isinstance(lec, bool) or not isinstance(lec, (int, float)) or not 0 < lec <= 1:
         raise FoveateError(f"lec={lec!r}", "a share of images above 0 and up to 1", "write 0.7 for LEC 70")
     known = np.sort(difficulty[~np.isnan(difficulty)])
-    needed = int(np.ceil(lec * len(difficulty) - 1e-9))
+    needed = max(1, int(np.ceil(lec * len(difficulty) - 1e-9)))
     if needed > len(known):
         best = len(known) / len(difficulty)
         raise Unreachable(f"lec={lec:g} for effort {effort}, which gives NaN logits for {len(difficulty) - len(known)} of {len(difficulty)} images",
                           f"up to {best:.4g}, the share of images that it answers at all", "lower lec, or find out why these logits are NaN")
-    limit = known[needed - 1]
-    return float(limit), float(np.count_nonzero(known <= limit) / len(difficulty))
+    if lec == 1:
+        return gate.open, 1.0
+    hardest = known[needed - 1]
+    beyond = known[known > hardest]
+    limit = (hardest + beyond[0]) / 2 if len(beyond) else np.float32(min(gate.open.limit, hardest + ROUNDING))
+    limit = hardest if len(beyond) and limit >= beyond[0] else limit  # neighbours in float32 have no middle
+    return gate.at(limit), float(np.count_nonzero(known <= limit) / len(difficulty))
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ class Outcomes:
     delay, energy: float [efforts, images] in `delay_unit` and `energy_unit`. cost: where they come from, in words.
     """
 
-    gates: tuple[Any, ...]
+    gates: tuple[Gate, ...]
     difficulty: np.ndarray
     correct: np.ndarray
     nan: np.ndarray
@@ -164,7 +174,7 @@ class Outcomes:
     def images(self) -> int:
         return self.correct.shape[1]
 
-    def efforts(self, gates: Sequence[Any]) -> np.ndarray:
+    def efforts(self, gates: Sequence[Gate]) -> np.ndarray:
         """The 1-based effort that answers each image behind these gates, int [images]."""
         taken, waiting = np.full(self.images, len(self.correct)), np.ones(self.images, dtype=bool)
         for number, (gate, difficulty) in enumerate(zip(gates, self.difficulty), 1):
@@ -172,17 +182,17 @@ class Outcomes:
             taken[stays], waiting = number, waiting & ~stays
         return taken
 
-    def answered(self, gates: Sequence[Any]) -> Answered:
+    def answered(self, gates: Sequence[Gate]) -> Answered:
         """Which effort answers how many images behind these gates."""
         taken = self.efforts(gates)
         numbers = range(1, len(self.correct) + 1)
         return Answered(tuple(int((taken == n).sum()) for n in numbers), tuple(int(self.correct[n - 1][taken == n].sum()) for n in numbers),
                         tuple(int(self.nan[n - 1][taken >= n].sum()) for n in numbers))
 
-    def gates_for(self, lec: float | Sequence[float]) -> tuple[Any, ...]:
+    def gates_for(self, lec: float | Sequence[float]) -> tuple[Gate, ...]:
         """The gates with thresholds at which each effort but the last answers `lec` of the images that reach it.
 
-        lec: one share for all stages, or one a stage. A stage that no image reaches keeps its threshold. Raises as `limit_for`.
+        lec: one share for all stages, or one a stage. A stage that no image reaches keeps its threshold. Raises as `calibrated`.
         """
         lecs = tuple(lec) if isinstance(lec, (list, tuple)) else (lec,) * len(self.gates)
         if len(lecs) != len(self.gates):
@@ -190,9 +200,9 @@ class Outcomes:
                                "give one share for all stages")
         gates, waiting = [], np.ones(self.images, dtype=bool)
         for number, (gate, share, difficulty) in enumerate(zip(self.gates, lecs, self.difficulty), 1):
-            limit = limit_for(difficulty[waiting], share, number)[0] if waiting.any() else gate.limit
-            gates.append(gate.at(limit))
-            waiting &= ~(difficulty <= np.float32(limit))
+            gate = calibrated(gate, difficulty[waiting], share, number)[0] if waiting.any() else gate
+            gates.append(gate)
+            waiting &= ~(difficulty <= np.float32(gate.limit))
         return tuple(gates)
 
     def point(self, lec: float) -> SweepPoint:

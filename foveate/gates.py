@@ -36,6 +36,11 @@ class Gate:
         """The same gate with the threshold that lets difficulties up to `limit` stay."""
         return replace(self, threshold=abs(float(limit)))
 
+    @property
+    def open(self) -> Self:
+        """The same gate with the threshold at which every image stays that has probabilities."""
+        return replace(self, threshold=1.0 if self.rises else 0.0)
+
     def to_dict(self) -> dict[str, Any]:
         return {"gate": self.name, "threshold": self.threshold}
 

@@ -41,7 +41,7 @@ def test_other_thresholds_are_refused(kind, threshold):
 @pytest.mark.parametrize("kind, limit", [(fv.Entropy, 0.25), (fv.MaxProbability, -0.25), (fv.Margin, -0.25)])
 def test_the_limit_and_back(kind, limit):
     assert kind(0.25).limit == limit and kind(0.9).at(limit) == kind(0.25)
-    assert kind(0.0).at(kind(0.0).limit) == kind(0.0)
+    assert kind(0.0).at(kind(0.0).limit) == kind(0.0) and kind(0.5).open.limit == (1 if kind.rises else 0)
 
 
 def test_words():
