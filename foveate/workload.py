@@ -239,7 +239,7 @@ def _attention_branch(block: BlockWork) -> list[Operation]:
     # A whole grid is padded to full windows before the projections; live tokens alone are not.
     rows, back = (window.area * window.count,) * 2 if window and block.whole else (block.tokens, block.queries)
     before = [] if card.batch_norm else [block.operation("norm", "norm1", m=block.tokens, n=card.dim)]
-    act = [block.operation("elementwise", "attn.act", m=back, n=card.heads * card.value_dim)] if card.batch_norm else []
+    act = [block.operation("elementwise", "attn.proj.act", m=back, n=card.heads * card.value_dim)] if card.batch_norm else []
     return [*before, *_linears(block, card.projections, rows), *block.scores(block), *act, *_linears(block, card.outputs, back)]
 
 

@@ -6,7 +6,7 @@ from foveate.card import Card, cache_folder, keep_card, shipped_names, stored_ca
 from foveate.errors import FoveateError
 
 
-@pytest.mark.parametrize("name", ["deit_small_patch16_224", "pit_s_224", "swin_tiny_patch4_window7_224", "vit_base_patch16_siglip_224"])
+@pytest.mark.parametrize("name", ["deit_small_patch16_224", "pit_s_224", "swin_tiny_patch4_window7_224", "vit_base_patch16_siglip_224", "levit_128s", "mobilevit_xxs"])
 def test_json_round_trip(name):
     card = stored_card(name)
     assert card.name == name and Card.from_json(card.to_json()) == card
@@ -26,6 +26,21 @@ def test_places_after_a_block_lie_behind_the_transition():
     assert [swin.stage_of(b) for b in (2, 3, 4, 5, 22, 23)] == [1, 2, 2, 3, 3, 4]
     pit = stored_card("pit_s_224")
     assert [pit.tokens_after(b) for b in (1, 2, 7, 8)] == [729, 196, 196, 49]
+
+
+def test_places_after_a_block_that_subsamples():
+    card = stored_card("levit_128s")
+    assert [card.tokens_after(b) for b in (1, 2, 3, 6, 7, 11)] == [196, 196, 49, 49, 16, 16]
+    assert [card.dim_after(b) for b in (1, 2, 3, 7)] == [128, 128, 256, 384]
+    assert [card.stage_of(b) for b in (1, 3, 4, 7, 8)] == [1, 1, 2, 2, 3]
+    assert [b.queries for b in card.blocks] == [None, None, 49, None, None, None, 16, None, None, None, None]
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "mobilevit_xs"])
+def test_tokens_that_must_stay_are_refused_to_leave(name):
+    with pytest.raises(FoveateError, match=f"pruning on {name}.*\n.*replace or skip attention"):
+        stored_card(name).check_tokens("pruning")
+    stored_card("pit_ti_224").check_tokens("pruning")
 
 
 @pytest.mark.parametrize("block", [0, 13, -1])
@@ -61,4 +76,5 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
 
 def test_the_backbones_of_the_papers_have_cards():
     names = set(shipped_names())
-    assert {"deit_tiny_patch16_224", "lvvit_m", "pit_xs_224", "swin_small_patch4_window7_224", "deit_320_patch16_224"} <= names
+    assert {"deit_tiny_patch16_224", "lvvit_m", "pit_xs_224", "swin_small_patch4_window7_224", "deit_320_patch16_224",
+            "levit_128s", "levit_128", "levit_192", "mobilevit_xxs", "mobilevit_xs", "mobilevit_s"} <= names

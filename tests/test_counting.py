@@ -37,6 +37,7 @@ TINY = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3, **SMALL)
         ("deit_256_patch16_224", 2.136, 3),
         ("deit_288_patch16_224", 2.665, 3),
         ("deit_320_patch16_224", 3.251, 3),
+        ("levit_128s", 0.305, 3),
     ],
 )
 def test_published_costs_of_dense_models(name, gmacs, digits):

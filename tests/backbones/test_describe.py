@@ -16,6 +16,7 @@ from timm.models.vision_transformer import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from foveate.backbones.describe import describe, describe_name
 from foveate.backbones.lvvit import LVViT
 from foveate.card import shipped_names, stored_card
@@ -59,6 +60,11 @@ MODELS = {
     "swin": lambda: SwinTransformer(**STAGED, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4),
     "swin padded": lambda: SwinTransformer(**STAGED | dict(img_size=20), patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4),
     "lvvit": lambda: LVViT(**FLAT, mlp_ratio=3.0, qkv_bias=False),
+    "levit": lambda: timm.create_model("levit_128s", **tiny.LEVIT),
+    "levit odd": lambda: timm.create_model("levit_128s", **tiny.LEVIT | dict(img_size=(40, 56), stem_type="s8", distilled=False, in_chans=1)),
+    "levit no classes": lambda: timm.create_model("levit_128s", **tiny.LEVIT | dict(num_classes=0, global_pool="")),
+    "mobilevit": lambda: timm.create_model("mobilevit_xxs", **tiny.MOBILEVIT),
+    "mobilevit no classes": lambda: timm.create_model("mobilevit_xxs", **tiny.MOBILEVIT | dict(num_classes=0, in_chans=1)),
 }
 
 
@@ -83,7 +89,8 @@ def test_the_dense_count_equals_fvcores_counter(kind):
     assert count(model).macs == sum(by_operator[name] for name in ("linear", "matmul", "conv"))
 
 
-@pytest.mark.parametrize("name", ["foveate_nano", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "pit_xs_224", "swin_tiny_patch4_window7_224", "lvvit_s"])
+@pytest.mark.parametrize("name", ["foveate_nano", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "pit_xs_224", "swin_tiny_patch4_window7_224", "lvvit_s",
+                                  "levit_128s", "levit_192", "mobilevit_xxs", "mobilevit_s"])
 def test_shipped_cards_equal_live_models(name):
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -91,7 +98,8 @@ def test_shipped_cards_equal_live_models(name):
     assert count(name) == count(model)
 
 
-@pytest.mark.parametrize("name", ["deit_base_distilled_patch16_224", "vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", "pit_s_224", "swin_small_patch4_window7_224", "lvvit_m"])
+@pytest.mark.parametrize("name", ["deit_base_distilled_patch16_224", "vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", "pit_s_224", "swin_small_patch4_window7_224", "lvvit_m",
+                                  "levit_128s", "levit_128", "levit_384_s8", "mobilevit_xs", "mobilevit_s"])
 def test_full_size_counts_equal_torchs_counter(name):
     with torch.device("meta"):
         assert count(name).macs == counted(timm.create_model(name))
