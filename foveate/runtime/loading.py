@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from foveate.cascade import Cascade
 from foveate.errors import FoveateError
+from foveate.runtime.cascade import CascadeMaker
 from foveate.runtime.engine import Engine
 from foveate.runtime.maker import Maker
 from foveate.store import load as load_model
@@ -48,7 +50,7 @@ def load_engine(
 ) -> Engine:
     """An engine for `model`, held against eager float32 on `example` before it is handed out.
 
-    model: an AdaptiveModel or any image classifier; left untouched. Its weights are copied, later changes do not show.
+    model: an AdaptiveModel, a Cascade (an engine for each effort, with the gates between them) or any image classifier; left untouched. Its weights are copied, later changes do not show.
     backend: "torch", "torch-compile", "openvino", or "auto", the fastest of torch and openvino at this batch size, measured.
     precision: "fp32", "bf16", or "auto", the fastest that agrees.
     example: normalised images [B, C, H, W], of the data and of the batch size that will be used (at least one; some 16 are
@@ -68,7 +70,7 @@ def load_engine(
         for kind in (PRECISIONS if precision == "auto" else (precision,))
         if one in installed_backends()
     ]
-    maker = Maker(model, example, threads, tolerance)
+    maker = (CascadeMaker if isinstance(model, Cascade) else Maker)(model, example, threads, tolerance)
     engines, refused = [], {}
     for one, kind in candidates:
         try:
