@@ -103,7 +103,7 @@ class Plan:
 
         Settings at their defaults do not count, so that a setting added later leaves the names of older runs as they are.
         """
-        methods = [{"method": m.name} | _chosen(m) for m in self.methods]
+        methods = [{"method": m.name} | m.explicit() for m in self.methods]
         return hashlib.sha256(json.dumps({"foveate_plan": VERSION, "methods": methods}, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
@@ -166,13 +166,8 @@ def _file(path: Path) -> Path | None:
         return None
 
 
-def _chosen(method: Method) -> dict[str, Any]:
-    """The settings that are not at their defaults."""
-    return {k: v for k, v in method.to_dict().items() if k != "method" and v != getattr(type(method), k, None)}
-
-
 def _arguments(method: Method) -> str:
-    return ", ".join(f"{k}={v}" for k, v in _chosen(method).items()).replace("'", "")
+    return ", ".join(f"{k}={v}" for k, v in method.explicit().items()).replace("'", "")
 
 
 def _inline(text: str) -> list[Method]:

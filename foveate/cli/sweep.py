@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json as jsonlib
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +99,7 @@ def varied(name: str, plan: Plan, vary: list[str]) -> dict[str, Plan]:
         if len(owners) != 1:
             known = ", ".join(sorted({f.name for m in plan.methods for f in fields(m)}))
             raise FoveateError(f"--vary {key} for the plan {plan}", f"a setting of one of its methods: {known}", "correct the name")
-        change = lambda m, value: replace(m, **{key: value}) if m.name == owners[0].name else m
+        change = lambda m, value: m.but(**{key: value}) if m.name == owners[0].name else m
         plans = {
             f"{prefix}-{key}={_word(value)}" if prefix else f"{key}={_word(value)}": Plan(change(m, value) for m in one.methods)
             for prefix, one in plans.items() for value in values

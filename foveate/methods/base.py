@@ -34,6 +34,18 @@ class Method:
         """The 1-based blocks whose attention this method skips or replaces; "all" means those that no other method names."""
         return ()
 
+    def default(self, field: str) -> Any:
+        """What `field` is where nobody says otherwise, given the other settings."""
+        return getattr(type(self), field, None)
+
+    def explicit(self) -> dict[str, Any]:
+        """The settings that are not at their defaults."""
+        return {k: v for k, v in self.to_dict().items() if k != "method" and v != self.default(k)}
+
+    def but(self, **changes) -> "Method":
+        """The same settings with some changed; those at their defaults follow."""
+        return self.from_dict(self.explicit() | changes)
+
     def to_dict(self) -> dict[str, Any]:
         return {"method": self.name} | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 

@@ -195,6 +195,8 @@ def test_counts_are_what_runs_but_for_steps_that_algorithm_1_could_skip(plan):
 def test_defaults_follow_the_paper():
     assert fv.ViTALiTy().threshold == 0.5 and fv.ViTALiTy(mode="sparse").threshold == 0.02
     assert fv.ViTALiTy(mode="sparse", threshold=0.3).threshold == 0.3
+    assert fv.ViTALiTy().but(mode="sparse").threshold == 0.02 and fv.ViTALiTy(threshold=0.3).but(mode="sparse").threshold == 0.3
+    assert str(fv.Plan([fv.ViTALiTy(threshold=0.5), fv.SPViT(after=3, keep=0.5)])) == "vitality() + spvit(after=[3], keep=[0.5])"
     assert fv.Plan.parse("vitality(mode=lowrank+sparse+kd)") == fv.Plan([fv.ViTALiTy(mode="lowrank+sparse+kd")])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from foveate.methods.base import Method, check_chosen_blocks, check_depth, check_pairs, wrong
 
@@ -37,13 +37,18 @@ class ViTALiTy(Method):
         if not isinstance(self.mode, str) or self.mode.removesuffix(KD) not in MODES:
             wrong(self, "mode", self.mode, f"{', '.join(MODES)}; {KD} behind it adds a distillation token", 'choose one, for instance "vitality"')
         if self.threshold is None:
-            object.__setattr__(self, "threshold", 0.02 if self.attention_kind == "sparse" else 0.5)
+            object.__setattr__(self, "threshold", self.default("threshold"))
         number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
         if not number or not 0 < self.threshold <= 1:
             wrong(self, "threshold", self.threshold, "a share of attention in (0, 1]", "give T as a number: 0.5 (ViTALiTy) or 0.02 (Sanger)")
         if self.range not in ("image", "tensor"):
             wrong(self, "range", self.range, '"image" or "tensor"', "choose one of the two")
         check_chosen_blocks(self)
+
+    def default(self, field: str) -> Any:
+        if field == "threshold":
+            return 0.02 if self.attention_kind == "sparse" else 0.5
+        return super().default(field)
 
     @property
     def attention_kind(self) -> str:
