@@ -72,15 +72,24 @@ def effort_ledgers(model: Any, plan: CascadePlan, trace: Trace | None = None) ->
 
     model: as in `count`. Raises FoveateError for another number of models than efforts.
     """
-    cards = getattr(model, "cards", None) or (model if isinstance(model, (list, tuple)) else [model] * len(plan.efforts))
-    if len(cards) != len(plan.efforts):
+    cards = cards_of(model, len(plan.efforts))
+    ran = {one.effort: one.trace for one in trace.passes} if trace else {}
+    return [count(card, effort, trace=ran.get(number)) for number, (card, effort) in enumerate(zip(cards, plan.efforts), 1)]
+
+
+def cards_of(model: Any, efforts: int) -> list[Card]:
+    """The Card of each effort. model: a Cascade, a sequence with one model an effort, or one model for all, each as in `card_of`.
+
+    Raises FoveateError for another number of models than efforts.
+    """
+    models = getattr(model, "cards", None) or (model if isinstance(model, (list, tuple)) else [model] * efforts)
+    if len(models) != efforts:
         raise FoveateError(
-            given=f"{len(cards)} models for {len(plan.efforts)} efforts",
+            given=f"{len(models)} models for {efforts} efforts",
             allowed="one model for all efforts, or one an effort",
             do="give the models in the order of the efforts, the cheapest first",
         )
-    ran = {one.effort: one.trace for one in trace.passes} if trace else {}
-    return [count(card, effort, trace=ran.get(number)) for number, (card, effort) in enumerate(zip(cards, plan.efforts), 1)]
+    return [card_of(one) for one in models]
 
 
 def _cascade(model: Any, plan: Plan | CascadePlan, trace: Trace | None, tokens: Any, fractions: Any) -> Ledger:

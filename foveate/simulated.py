@@ -91,7 +91,8 @@ def cascade(ran: Sequence[tuple[Simulation, float]], label: str | None = None) -
     """
     first = ran[0][0]
     operations = tuple(operation for one, share in ran for operation in one.ledger.scaled(share).operations)
-    label = label or "cascade of " + " + ".join(f"{100 * share:.4g} %" for _, share in ran)
+    bound = "upper bound: " if any("upper bound" in one.label for one, _ in ran) else ""
+    label = label or f"{bound}cascade of " + " + ".join(f"{100 * share:.4g} %" for _, share in ran)
     return Simulation(
         operations, sum(one.params for one, _ in ran), f"{label} on {first.target}", first.target, first.batch,
         summed([(one.costs, share) for one, share in ran]), tuple(dict.fromkeys(text for one, _ in ran for text in one.remarks)), tuple(ran),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from foveate import sim
 from foveate.card import Card
 from foveate.cascade_plan import CascadePlan, passes
-from foveate.counting import card_of, count
+from foveate.counting import card_of, cards_of, count
 from foveate.errors import FoveateError
 from foveate.ledger import Ledger, Operation
 from foveate.plan import Plan
@@ -37,8 +37,9 @@ def simulate(
 ) -> Simulation:
     """The time and energy of one image (or of the mean image of `trace`) on a machine.
 
-    model, plan, trace, tokens: as in `count`. A plan whose cost depends on the image, without trace and tokens, is the dense
-    upper bound and labelled so. A trace gives the mean of its images' costs, not the cost of mean counts.
+    model, plan, trace, tokens: as in `count`; for a cascade also a Cascade, or a sequence with one model an effort. A plan whose
+    cost depends on the image, without trace and tokens, is the dense upper bound and labelled so. A trace gives the mean of its
+    images' costs, not the cost of mean counts.
     target: a name of `foveate targets`, or a machine file. mapping: a file of [[mapping]] tables instead of the machine's own.
     batch: equal images that run together, from 1: backbone layers with weights see all their tokens at once.
     fractions: of a cascade, the share of images that each effort answers (default: the plan's own; else every effort runs for
@@ -51,19 +52,20 @@ def simulate(
         raise FoveateError(f"batch={batch!r}", "a whole number of images from 1", "write batch=1")
     plan = getattr(model, "plan", None) or Plan() if plan is None else plan
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
-    card, machine = card_of(model), machine_of(target)
-    rules = None if mapping is None else _told(sim.load_mapping, str(mapping), machine)
-    options = {"card": card, "batch": batch, "rules": rules, "stalls": stalls}
+    machine = machine_of(target)
+    options = {"batch": batch, "rules": None if mapping is None else _told(sim.load_mapping, str(mapping), machine), "stalls": stalls}
     if not isinstance(plan, CascadePlan):
         passes(plan, fractions)  # refuses fractions
-        return _effort(plan, machine, trace, tokens, options)
+        return _effort(card_of(model), plan, machine, trace, tokens, options)
     if tokens is not None:
         raise FoveateError(f"tokens={tuple(tokens)} for a cascade", "a trace or fractions", "simulate each effort with its tokens, or give a trace")
     traces = {} if trace is None else {one.effort: one.trace for one in trace.passes}
-    shares = passes(plan, fractions, trace)
-    ran = [(_effort(effort, machine, traces.get(number), None, options), share) for number, (effort, share) in enumerate(shares, 1) if share]
+    ran = [
+        (_effort(card, effort, machine, traces.get(number), None, options), share)
+        for number, (card, (effort, share)) in enumerate(zip(cards_of(model, len(plan.efforts)), passes(plan, fractions, trace)), 1) if share
+    ]  # fmt: skip
     known = trace is not None or fractions is not None or plan.fractions is not None
-    return cascade(ran, None if known else "upper bound: every effort for every image")
+    return cascade(ran) if known else cascade(ran, "upper bound: every effort for every image")
 
 
 def machine_of(target: str) -> sim.Machine:
@@ -106,8 +108,10 @@ def _ran(
     return _filled(ledger.operations, costs), costs
 
 
-def _effort(plan: Plan, machine: sim.Machine, trace: Trace | None, tokens: Sequence[int] | None, options: dict[str, Any]) -> Simulation:
-    card = options["card"]
+def _effort(
+    card: Card, plan: Plan, machine: sim.Machine, trace: Trace | None, tokens: Sequence[int] | None, options: dict[str, Any]
+) -> Simulation:
+    options = {"card": card} | options
     if trace is None or tokens is not None or trace.images < 2:
         return charged(count(card, plan, trace, tokens), machine, **options)
     images, weights = zip(*_distinct(trace, card))

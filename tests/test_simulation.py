@@ -63,6 +63,12 @@ def test_a_cascade_of_plans_is_the_sum_of_its_passes():
     bound = fv.simulate(DEIT, fv.Plan.cascade([low, high], gate=fv.Entropy(0.3)))
     assert bound.latency_ms == pytest.approx(d_low + d_high)
     assert "upper bound" in bound.label
+    assert "upper bound" not in found.label
+    assert "upper bound" in fv.simulate(DEIT, fv.Plan.cascade([ARGMAX, high], gate=fv.Entropy(0.3), fractions=(0.8, 0.2))).label
+    tiny = fv.simulate(("deit_tiny_patch16_224", DEIT), plan)
+    assert tiny.latency_ms == pytest.approx(fv.simulate("deit_tiny_patch16_224", low).latency_ms + 0.2 * d_high)
+    with pytest.raises(fv.FoveateError, match="3 models for 2 efforts"):
+        fv.simulate((DEIT, DEIT, DEIT), plan)
     with pytest.raises(fv.FoveateError, match="for a cascade"):
         fv.simulate(DEIT, plan, tokens=(100,))
 

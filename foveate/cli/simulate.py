@@ -78,14 +78,15 @@ def simulate(
     and says so. In the JSON object, edp is energy times delay and edp_of_passes the sum over a cascade's passes, both in J ms; shares are
     those of the latency; operations has a row for each operation and unit.
     """
-    from foveate.cli.targets import card_of_target, plan_of, target_of
+    from foveate.cli.targets import cards_of_target, plan_of, target_of
     from foveate.simulation import machine_of, simulate as simulated, write_scale_sim
 
     with answering(json) as answer:
         named = target_of(model_or_run)
-        chosen, card = plan_of(named, plan), card_of_target(named)
+        chosen, cards = plan_of(named, plan), cards_of_target(named)
+        card, models = cards[-1], cards if len(cards) > 1 and hasattr(chosen, "efforts") else cards[-1]
         given = {"trace": trace_of(trace), "tokens": tokens_of(tokens), "fractions": fractions_of(fractions)}
-        found = simulated(card, chosen, target, batch, mapping=mapping, stalls=stalls, **given)
+        found = simulated(models, chosen, target, batch, mapping=mapping, stalls=stalls, **given)
         dense = simulated(card, None, target, batch, mapping=mapping, stalls=stalls)
         answer.data = {"model": card.name, "plan": str(chosen)} | _figures(found) | {"latency_ms_dense": dense.latency_ms, "energy_mj_dense": dense.energy_mj}
         answer.shown = [f"{card.name}, {chosen}", found.table(), _units(found), _summary(found, dense)]
