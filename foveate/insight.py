@@ -1,4 +1,4 @@
-"""Looking inside: which tokens a model keeps, what each head of a selector sees, where tokens are encoded well enough to be judged."""
+"""Looking inside: which tokens a model keeps, what each head of a selector sees, what softmax attention is given, and more."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from foveate.adaptive import AdaptiveModel, adapt, restore
 from foveate.errors import FoveateError
 from foveate.nn.cka import linear_cka
 from foveate.plan import Plan
+from foveate.redundancy import AT_ONCE, as_lists, cka_map, cka_matrix, sampled
 from foveate.report import Curve, HeadMaps, Made, Results, TokenCounts, TokenGrid, save_results, write_report
 from foveate.report.heatmaps import cka_curve
+from foveate.similarity import attention_similarity, similarity_results
 from foveate.trace import Trace
 
-WHAT = ("tokens", "heads", "cls-cka")
+WHAT = ("tokens", "heads", "cls-cka", "attention", "cka")
 
 
 def stage_names(trace: Trace) -> tuple[str, ...]:
@@ -90,19 +92,25 @@ def cls_cka(model: AdaptiveModel, images: Tensor) -> Curve:
 
 
 def inspect(what: str, model: AdaptiveModel, data, out: str | Path, count: int | None = None, stage: int = 1, made: Made = Made()) -> Path:
-    """Writes report.html (and results.json) about `what` ("tokens", "heads" or "cls-cka") into the folder `out`.
+    """Writes report.html (and results.json) about `what` (one of WHAT) into the folder `out`.
 
     model: adapted, in evaluation mode. data: a set of images from foveate.train.load_data. count: images to look at.
     """
     if what not in WHAT:
         raise FoveateError(f"inspect {what!r}", ", ".join(WHAT), "choose one of these")
-    count = min(count or (512 if what == "cls-cka" else 8), len(data))
-    chosen = np.arange(count)
+    count = min(count or {"cls-cka": 512, "cka": 256}.get(what, 8), len(data))
+    chosen = sampled(len(data), count) if what == "cka" else np.arange(count)
     images = data.batch(chosen).images
     labels = tuple(data.classes[int(data.labels[i])] for i in chosen)
     title = f"{model.card.name}: {model.plan}"
     if what == "cls-cka":
         results = Results(title, "Where tokens are encoded well enough to be judged.", curves=(cls_cka(model, images),), made=made)
+    elif what == "attention":
+        results = similarity_results(attention_similarity(model, images), count, title, made)
+    elif what == "cka":
+        found = cka_matrix(model, images.split(AT_ONCE))
+        results = Results(title, "Which attentions repeat what an MLP before them has said.", matrices=(cka_map(found, count),), made=made,
+                          figures={"images": count, "cka": as_lists(found)})
     elif what == "heads":
         maps = head_maps(model, images, pixels_of(data, images), stage, labels)
         results = Results(title, "What each head of the selector takes for informative.", heads=(maps,), made=made)

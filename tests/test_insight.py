@@ -56,9 +56,9 @@ def test_cls_cka_ends_high_and_has_a_point_a_block(model, data):
     assert ((0 <= curve.y) & (curve.y <= 1)).all() and "48 images" in curve.caption
 
 
-@pytest.mark.parametrize("what", ["tokens", "heads", "cls-cka"])
+@pytest.mark.parametrize("what", ["tokens", "heads", "cls-cka", "attention", "cka"])
 def test_inspect_writes_a_report(what, model, data, tmp_path):
-    page = inspect(what, model, data, tmp_path, count=4 if what != "cls-cka" else 16).read_text()
+    page = inspect(what, model, data, tmp_path, count=16 if "cka" in what else 4).read_text()
     assert ("<img" in page or "<svg" in page) and "src=\"http" not in page and "href=\"http" not in page
     assert (tmp_path / "results.json").is_file()
 

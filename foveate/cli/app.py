@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foveate import __version__
-from foveate.cli import judge, know, learn, show, simulate, sweep, timing
+from foveate.cli import judge, know, learn, paths, show, simulate, sweep, timing
 from foveate.cli.options import Command, example, paragraphs
 
 app = typer.Typer(
@@ -70,6 +70,7 @@ _PANELS = {
         ),
         judge.predict: example("foveate predict runs/spvit shoe.png bag.jpg --top 3"),
         show.inspect: example("foveate inspect tokens runs/spvit --count 12"),
+        paths.paths: example("foveate paths foveate_nano_p4 --data fashion-mnist-subset --efforts 3-9 --out runs/paths"),
     },
     "Show": {
         show.demo: example("foveate demo --out runs/demo"),

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli.answer import answering, columns, plain, waiting
+from foveate.cli.answer import answering, columns, plain, sheets, waiting
 from foveate.cli.options import Data, DataDir, Json, ModelOrRun, PlanText, Pretrained, Split, Weights
 from foveate.errors import FoveateError
 
-WHAT = ("tokens", "heads", "cls-cka")
+WHAT = ("tokens", "heads", "cls-cka", "attention", "cka")
 
 
 def inspect(
@@ -23,7 +23,8 @@ def inspect(
             metavar="WHAT",
             show_default=False,
             help="tokens (which patches live on after each stage), heads (each head's scores in a selector), "
-            "or cls-cka (in which block tokens are encoded well enough to be judged).",
+            "cls-cka (in which block tokens are encoded well enough to be judged), attention (which share of the softmax's inputs "
+            "lies in \\[-1, 1), before and after the keys are mean-centred), or cka (which attentions repeat what an MLP before them has said).",
         ),
     ],
     model_or_run: ModelOrRun,
@@ -32,7 +33,7 @@ def inspect(
     data_dir: DataDir = None,
     split: Split = "test",
     count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", show_default=False, help="Images looked at. Default: 8, and 512 for cls-cka.")
+        int | None, typer.Option(min=1, metavar="N", show_default=False, help="Images looked at. Default: 8, 512 for cls-cka, 256 for cka.")
     ] = None,
     stage: Annotated[int, typer.Option(min=1, metavar="N", help="heads: the selector of this stage, counted from 1.")] = 1,
     weights: Weights = None,
@@ -42,32 +43,33 @@ def inspect(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look inside: kept tokens, head scores, or CKA to the class token, as a page of pictures.
+    """Look inside: kept tokens, head scores, CKA to the class token, similarities of queries and keys, or redundant attentions, as a page of pictures.
 
-    They correspond to figures 6, 3 and 4 of the SPViT paper.
+    The first three correspond to figures 6, 3 and 4 of the SPViT paper, attention to figure 3 of ViTALiTy, cka to figure 3 of PIVOT.
     """
-    from foveate.cli.targets import open_model, plan_of, target_of
+    from foveate.cli.targets import open_model, single_plan_of, target_of
 
     with answering(json) as answer:
         if what not in WHAT:
             raise FoveateError(f"inspect {what}", ", ".join(WHAT), "choose one of these")
         target = target_of(model_or_run)
-        chosen = plan_of(target, plan)
+        chosen = single_plan_of(target, plan)
         own = target.folder is not None and not target.embedded
         folder = out or (target.folder / f"inspect-{what}" if own else Path("runs") / f"inspect-{what}-{target.text}")
         with waiting("loading the model"):
             from foveate import insight
             from foveate.cli.images import images_for
             from foveate.machine import package_versions
-            from foveate.report import Made
+            from foveate.report import Made, load_results
 
             started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             model = open_model(target, chosen, weights, pretrained)
             images = images_for(target, model, data, data_dir, split)
         with waiting(f"looking at {what}"):
             page = insight.inspect(what, model, images, folder, count, stage, Made(ctx.obj, None, started, versions=package_versions()))
-        answer.data = {"what": what, "model": model.card.name, "plan": str(chosen), "report": page}
-        answer.shown = [f"report: {page}"]
+        results = load_results(folder)
+        answer.data = {"what": what, "model": model.card.name, "plan": str(chosen), "report": page} | results.figures
+        answer.shown = [*sheets(results), f"report: {page}"]
 
 
 def demo(
