@@ -16,7 +16,8 @@ import foveate as fv
 ROOT = Path(fv.__file__).parent
 # Rooms that never load torch, not even lazily.
 TORCH_FREE = ("errors", "files", "plan", "trace", "ledger", "card", "workload", "counting", "presets", "machine", "embedded", "gates",
-              "cascade_plan", "efforts", "simulation", "simulated", "methods.base", "methods.*.config", "methods.*.cost", "report.*", "sim.*", "search.*")
+              "cascade_plan", "efforts", "simulation", "simulated", "methods.base", "methods.*.config", "methods.*.cost",
+              "methods.*.paths", "report.*", "sim.*", "search.*")
 HEAVY = {"torch", "torchvision", "timm", "lightning", "safetensors", "openvino", "sklearn"}
 SIBLINGS = ("train", "measure", "runtime", "serve")
 JOINERS = ("cli", "demo", "__main__")
