@@ -207,7 +207,7 @@ def test_a_trace_of_another_plan_is_refused():
 def test_plans_are_checked_against_the_card():
     with pytest.raises(FoveateError, match="deit_tiny_patch16_224"):
         count("deit_tiny_patch16_224", "spvit(after=[13], keep=[0.5])")
-    with pytest.raises(FoveateError, match='"all" or "blocks"'):
+    with pytest.raises(FoveateError, match="'all', 'blocks'"):
         count("deit_tiny_patch16_224", include="heads")
 
 
