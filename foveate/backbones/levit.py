@@ -54,7 +54,7 @@ def _forget_biases(attn: nn.Module, _=None) -> None:
 class LeViT(Anatomy):
     """timm's Levit and LevitDistilled, whose blocks run with all their tokens.
 
-    Blocks are numbered through all stages; the subsampling block in front of a stage counts as its first.
+    Blocks are numbered through: those of the first stage, then of each further stage the subsampling block that makes its grid, and its blocks.
     """
 
     family = "levit"
