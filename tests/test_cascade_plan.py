@@ -60,7 +60,8 @@ def test_other_things_are_no_gates(gate):
         fv.Plan.cascade([LOW, HIGH], gate=gate)
 
 
-@pytest.mark.parametrize("fractions", [(0.8,), (0.8, 0.1), (0.8, 0.2, 0.0), (1.2, -0.2), (True, False), 0.8, "0.8,0.2", (0.8, None), (float("nan"), 0.2), (80, 20)])
+@pytest.mark.parametrize("fractions", [
+    (0.8,), (0.8, 0.1), (0.8, 0.2, 0.0), (1.2, -0.2), (True, False), 0.8, "0.8,0.2", (0.8, None), (float("nan"), 0.2), (80, 20)])
 def test_wrong_fractions_are_refused(fractions):
     with refused("fractions"):
         fv.Plan.cascade([LOW, HIGH], gate=fv.Entropy(0.3), fractions=fractions)

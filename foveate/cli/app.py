@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from foveate import __version__
-from foveate.cli import judge, know, learn, paths, show, simulate, sweep, timing
-from foveate.cli.options import Command, example, paragraphs
+from foveate.cli import bench_attention, cascade, judge, know, learn, paths, profile, show, simulate, sweep, timing
+from foveate.cli.options import HELP_WORDS, Command, branching, command_of, example, paragraphs
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_WORDS,
 )
 
 
@@ -61,13 +61,19 @@ _PANELS = {
             'foveate adapt foveate_nano --plan "spvit(after=[3,6,9],keep=[0.6,0.36,0.216])" --recipe spvit-nano --out runs/spvit'
         ),
         sweep.sweep: example('foveate sweep runs/base-p4 --plan "vitality()" --vary threshold=0.002,0.02,0.2,0.5,0.9 --out runs/thresholds'),
+        cascade.cascade: example(
+            "foveate cascade runs/effort-6 runs/base --data fashion-mnist-subset --lec 0.7 --out runs/cascade",
+            "foveate cascade spvit-nano foveate_nano --gate margin --lec 0.8 --sweep --target zcu102 --out runs/two",
+        ),
     },
     "Judge": {
         judge.evaluate: example("foveate eval runs/spvit --trace"),
         timing.bench: example(
             "foveate bench runs/spvit --batch 1 16 --backend openvino",
             "foveate bench deit_small_patch16_224 --plan spvit-deit-small",
+            "foveate bench attention --tokens 197 1025",
         ),
+        profile.profile: example("foveate profile attention deit_tiny_patch16_224 --precision bf16"),
         judge.predict: example("foveate predict runs/spvit shoe.png bag.jpg --top 3"),
         show.inspect: example("foveate inspect tokens runs/spvit --count 12"),
         paths.paths: example("foveate paths foveate_nano_p4 --data fashion-mnist-subset --efforts 3-9 --out runs/paths"),
@@ -78,7 +84,13 @@ _PANELS = {
     },
 }
 
+_BENCH_ATTENTION = example(
+    "foveate bench attention --tokens 197 577 1025 --precision bf16 --eager",
+    "foveate bench attention --model deit_small_patch16_224 --image-size 224 384 512 1024",
+)
+_KINDS = {timing.bench: branching(attention=command_of(bench_attention.bench_attention, _BENCH_ATTENTION))}
+
 for _panel, _commands in _PANELS.items():
     for _function, _epilog in _commands.items():
         _name = _function.__name__.replace("evaluate", "eval")
-        app.command(_name, cls=Command, help=paragraphs(_function.__doc__), epilog=_epilog, rich_help_panel=_panel)(_function)
+        app.command(_name, cls=_KINDS.get(_function, Command), help=paragraphs(_function.__doc__), epilog=_epilog, rich_help_panel=_panel)(_function)

@@ -26,6 +26,7 @@ from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
     from foveate.adaptive import AdaptiveModel
+    from foveate.cascade import Cascade
     from foveate.trace import Trace
 
 
@@ -47,7 +48,8 @@ def evaluate(
 ) -> None:
     """Evaluate accuracy, live tokens and MACs.
 
-    Accuracy comes with half its 95 % interval; tokens and MACs are means over the images, from the trace of what really ran.
+    Accuracy comes with half its 95 % interval; tokens and MACs are means over the images, from the trace of what really ran. Of a cascade
+    it says which effort answers how many images, and how many of them rightly.
     """
     from foveate.cli.targets import open_model, plan_of, target_of, untrained
 
@@ -76,7 +78,8 @@ def evaluate(
             "model": model.card.name, "plan": chosen, "data": f"{images.name}, {split}, {result['n']:,} images",
             "accuracy": f"{result['accuracy_percent']:.2f} % ± {result['uncertainty_percent']:.2f}",
             "tokens": ", ".join(f"{mean:.1f} after block {block}" for mean, block in zip(seen.tokens_mean, seen.after)),
-            "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if chosen.methods else ""),
+            "efforts": _efforts(result.get("efforts", [])),
+            "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if str(chosen) != "dense" else ""),
             "skipped": f"{len(result['skipped'])} damaged files" if result["skipped"] else "", "trace": folder and folder / "trace.json",
         })  # fmt: skip
 
@@ -109,17 +112,30 @@ def predict(
         answers = _predictions(model, [transform(picture) for picture in pictures], device)
         answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen), "predictions": []}
         shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top, paths=True)
-        for path, (chances, tokens) in zip(images, answers):
+        for path, (chances, tokens, effort) in zip(images, answers):
             best = sorted(range(len(names)), key=lambda index: -chances[index])[:top]
             ranked = [{"class": names[index], "index": index, "probability_percent": 100 * chances[index]} for index in best]
-            answer.data["predictions"].append({"image": path, "top": ranked, "tokens": tokens})
+            answer.data["predictions"].append({"image": path, "top": ranked, "tokens": tokens} | ({"effort": effort} if effort else {}))
             shown.add_row(str(path), *(f"{one['class']} {one['probability_percent']:.1f} %" for one in ranked))
         answer.shown = [shown]
 
 
-def judged(model: AdaptiveModel, images, batch_size: int = 250, device: str = "auto") -> tuple[dict[str, Any], Trace]:
-    """What `train.evaluate` says of a model, with tokens_mean, keep_rates, macs, macs_dense and params, and the whole trace."""
+def _efforts(rows: list[dict[str, Any]]) -> str:
+    """Which effort answers how much, and how well, in words."""
+    said = []
+    for row in rows:
+        right = f" ({100 * row['correct_percent'] / row['answered_percent']:.1f} % of them rightly)" if row["answered_percent"] else ""
+        said.append(f"{row['effort']} answers {row['answered_percent']:.1f} %{right}")
+    return ", ".join(said)
+
+
+def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device: str = "auto") -> tuple[dict[str, Any], Trace]:
+    """What `train.evaluate` says of a model, with tokens_mean, keep_rates, macs, macs_dense and params, and the whole trace.
+
+    Of a cascade also which effort answered how many images, and how many rightly; macs_dense is then its highest effort's backbone.
+    """
     from foveate.counting import count
+    from foveate.efforts import Answered
     from foveate.trace import Trace
     from foveate.train.evaluate import evaluate
 
@@ -137,6 +153,12 @@ def judged(model: AdaptiveModel, images, batch_size: int = 250, device: str = "a
     with waiting("counting"):
         ledger = count(model, trace=trace)
     figures = {"tokens_mean": trace.tokens_mean, "keep_rates": trace.keep_rates, "macs": ledger.macs}
+    if trace.efforts and hasattr(model, "efforts"):
+        found = Answered.of(trace, result["correct"], len(model.efforts))
+        figures |= found.to_dict()
+        for number, images_without in enumerate(found.nan, 1):
+            if images_without:
+                note(f"effort {number} gave NaN logits for {images_without} images; they counted as hard")
     return result | figures | {"macs_dense": count(model.card).macs, "params": ledger.params}, trace
 
 
@@ -151,8 +173,8 @@ def chosen_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _predictions(model: AdaptiveModel, inputs: list, device: str) -> list[tuple[list[float], list[int]]]:
-    """Probabilities of all classes and tokens after each stage, image by image."""
+def _predictions(model: AdaptiveModel | Cascade, inputs: list, device: str) -> list[tuple[list[float], list[int], int | None]]:
+    """Probabilities of all classes, tokens after each stage and (of a cascade) the effort that answered, image by image."""
     import torch
 
     place = chosen_device(device)
@@ -162,7 +184,7 @@ def _predictions(model: AdaptiveModel, inputs: list, device: str) -> list[tuple[
         for start in range(0, len(inputs), 32):
             logits, trace = model.traced(torch.stack(inputs[start : start + 32]).to(place))
             tokens = zip(*trace.tokens) if trace.tokens else [()] * len(logits)
-            answers += zip(logits.float().softmax(-1).tolist(), map(list, tokens))
+            answers += zip(logits.float().softmax(-1).tolist(), map(list, tokens), trace.efforts or [None] * len(logits))
             progress(len(answers), len(inputs))
     return answers
 

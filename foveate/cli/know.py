@@ -24,7 +24,7 @@ def models(pattern: Pattern = None, json: Json = False) -> None:
     """List supported backbones: parameters, MACs, tokens.
 
     These have cards in the package, so that they are counted without torch. Further models of timm's Vision Transformer, Eva,
-    PiT and Swin families work too: their card is made when they are first named.
+    PiT, Swin, LeViT and MobileViT families work too: their card is made when they are first named.
     """
     from foveate.card import shipped_names, stored_card
     from foveate.counting import count
@@ -122,7 +122,7 @@ def count(
                 figures = (f"{row['run_percent']:.1f} %", f"{row['macs'] / 1e6:,.2f}", f"{row['run_percent'] / 100 * row['macs'] / 1e6:,.2f}")
                 shown.add_row(str(row["effort"]), row["plan"], *figures)
             answer.shown.append(shown)
-        if ledger != dense:
+        if str(chosen) != "dense":
             answer.shown.append(f"{ledger.macs / 1e9:.4g} GMACs, {100 * ledger.macs / dense.macs:.1f} % of the dense {dense.macs / 1e9:.4g}")
         if include == "attention":
             answer.shown.append(", ".join(f"{number / 1e6:,.1f} M {name}" for name, number in ledger.arithmetic().items()))

@@ -15,11 +15,14 @@ from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
     from foveate.adaptive import AdaptiveModel
+    from foveate.cascade import Cascade
     from foveate.measure.clock import Timing
     from foveate.report import Row
     from foveate.runtime import Engine
 
 TIMED_IMAGES = 64
+CASCADE_IMAGES = 256  # the share of them that goes on decides what a cascade costs
+HIGHEST = "highest effort"
 
 
 def bench(
@@ -49,6 +52,11 @@ def bench(
     Plan and dense model run in the same backend and precision, round by round, on images of the data (synthetic ones for a backbone without
     data). Speed-up is the median of the rounds' ratios; "helps" needs even their lower quartile above 1. Before it is timed, each engine's
     logits are held against torch in float32. In the JSON object "results" has one entry a batch size; the first stands at the top level too.
+
+    A cascade is also held against its highest effort alone, and its share of images that go on against the ledger's break-even.
+
+    `foveate bench attention` is a command of its own: Taylor attention against the best softmax attention, see `foveate bench attention --help`.
+    A run in a folder of that name is ./attention.
     """
     from foveate.cli.targets import open_model, plan_of, target_of
 
@@ -64,13 +72,17 @@ def bench(
             if threads:
                 torch.set_num_threads(threads)
             model = open_model(target, chosen, weights, pretrained, random_weights=True).to(chosen_device(device))
-            images = _images(target, model, data, data_dir, max(TIMED_IMAGES, *batch))
+            sample = CASCADE_IMAGES if hasattr(model, "efforts") else TIMED_IMAGES
+            images = _images(target, model, data, data_dir, max(sample, *batch))
         rows = [_row(model, images, one, backend, precision, repetitions, warmup, threads) for one in dict.fromkeys(batch)]
         answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen)} | rows[0] | {"results": rows}
         drawn = _drawn(model, images, rows, target)
         from foveate.report import terminal_table
 
         answer.shown = [terminal_table(part, width=columns(sys.__stdout__)) for part in drawn]
+        if hasattr(model, "efforts"):
+            answer.data |= _worth(model)
+            answer.shown += [_said(row, answer.data["break_even_percent"]) for row in rows]
         if out is not None:
             answer.shown.append(f"report: {_write(out, answer.data, drawn, ctx.obj, started, time.perf_counter() - clock)}")
 
@@ -87,13 +99,29 @@ def _row(model: AdaptiveModel, images, batch: int, backend: str, precision: str,
     with waiting(f"preparing batch {batch}"):
         engine = load_engine(model, backend, precision, images[:batch], threads=threads)
         runners = {str(model.plan): _turning(engine, images, batch)}
-        if model.plan.methods:
-            dense = load_engine(replan(model, Plan()), engine.backend, engine.precision, images[:batch], threads=threads)
-            runners = {"dense": _turning(dense, images, batch)} | runners
+        highest = model.efforts[-1] if hasattr(model, "efforts") else model
+        plain = {} if model.plan == Plan() else {"dense": replan(highest, Plan())}
+        plain |= {HIGHEST: highest} if highest is not model and highest.plan != Plan() else {}
+        for name, other in reversed(plain.items()):
+            made = load_engine(other, engine.backend, engine.precision, images[:batch], threads=threads)
+            runners = {name: _turning(made, images, batch)} | runners
+    before = list(getattr(engine.run, "ran", ()))
     wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else None
     with bar(f"timing {engine.name}, batch {batch}") as progress:
         timings = interleave(runners, rounds, warmup, progress, images=batch, baseline=next(iter(runners)), synchronize=wait)
-    return _figures(timings[str(model.plan)], timings[next(iter(runners))], engine)
+    found = _figures(timings[str(model.plan)], timings[next(iter(runners))], engine)
+    return found | (_cascaded(timings, str(model.plan), [n - m for n, m in zip(engine.run.ran, before)]) if before else {})
+
+
+def _cascaded(timings: dict[str, Timing], name: str, ran: list[int]) -> dict[str, Any]:
+    """The cascade against its highest effort alone (the dense model, where that is one), in the same rounds."""
+    from dataclasses import replace
+
+    highest = timings.get(HIGHEST) or timings["dense"]
+    against = replace(timings[name], baseline=HIGHEST, baseline_ms=highest.samples_ms)
+    figures = {"highest_effort_latency_ms": highest.latency_ms, "speedup_over_highest_effort": against.speedup}
+    spread = {f"{key}{end}": value for key, (median, low, high) in figures.items() for end, value in (("", median), ("_low", low), ("_high", high))}
+    return spread | {"verdict_over_highest_effort": against.verdict, "run_percent": [100 * n / ran[0] for n in ran]}
 
 
 def _figures(timing: Timing, baseline: Timing, engine: Engine) -> dict[str, Any]:
@@ -106,6 +134,22 @@ def _figures(timing: Timing, baseline: Timing, engine: Engine) -> dict[str, Any]
         "verdict": timing.verdict if judged else "baseline", "repetitions": len(timing.samples_ms), "agreement": str(engine.agreement),
         "passed_over": engine.passed_over,
     }  # fmt: skip
+
+
+def _worth(model: Cascade) -> dict[str, Any]:
+    """What the ledger says of a cascade before it is timed: MACs of an image in each effort, and the share that may go on from the first."""
+    from foveate.counting import effort_ledgers
+    from foveate.efforts import break_even
+
+    low, *_, high = macs = [ledger.macs for ledger in effort_ledgers(model, model.plan)]
+    return {"macs_of_efforts": macs, "break_even_percent": 100 * break_even(low, high) if len(macs) == 2 else None}
+
+
+def _said(row: dict[str, Any], even: float | None) -> str:
+    going = ", ".join(f"{percent:.1f} %" for percent in row["run_percent"][1:])
+    bound = "" if even is None else f" (by its MACs it pays below {even:.1f} %)"
+    speedup = f"{row['speedup_over_highest_effort']:.2f} ({row['speedup_over_highest_effort_low']:.2f} to {row['speedup_over_highest_effort_high']:.2f})"
+    return f"batch {row['batch']}: {going} of the images go on{bound}; {speedup} times as fast as the highest effort alone: {row['verdict_over_highest_effort']}"
 
 
 def _turning(engine: Engine, images, batch: int):
@@ -145,10 +189,10 @@ def _drawn(model: AdaptiveModel, images, rows: list[dict[str, Any]], target) -> 
     import torch
 
     from foveate.cli.targets import plan_of
-    from foveate.counting import count
+    from foveate.counting import count, effort_ledgers
     from foveate.report import Row
 
-    sample = images[: TIMED_IMAGES if model.plan.data_dependent else 1]
+    sample = images if hasattr(model, "efforts") else images[: TIMED_IMAGES if model.plan.data_dependent else 1]
     with torch.inference_mode():
         trace = model.traced(sample.to(next(model.parameters()).device))[1]
     ledger, dense, test = count(model, trace=trace), count(model.card), target.record().get("test") or {}
@@ -157,7 +201,10 @@ def _drawn(model: AdaptiveModel, images, rows: list[dict[str, Any]], target) -> 
         here = [row for row in rows if (row["backend"], row["precision"]) == (backend, precision)]
         common = {"backend": backend, "precision": precision}
         part = [Row("dense", dense.macs, dense.params, latency_ms=_triples(here, "baseline_latency_ms"), **common)]
-        if model.plan.methods:
+        if hasattr(model, "efforts") and model.efforts[-1].plan.methods:
+            high = effort_ledgers(model, model.plan)[-1]
+            part.append(Row(f"{HIGHEST}: {model.efforts[-1].plan}", high.macs, high.params, latency_ms=_triples(here, "highest_effort_latency_ms"), **common))
+        if str(model.plan) != "dense":
             own = model.plan == plan_of(target, None)
             part.append(Row(
                 str(model.plan), ledger.macs, ledger.params, test.get("accuracy_percent") if own else None,
