@@ -26,7 +26,7 @@ def linformer(q: Tensor, k: Tensor, v: Tensor, scale: float, project_k: Tensor, 
         column = weights.to(wide_k.dtype).unsqueeze(-1)
         wide_k, wide_v = wide_k * column, wide_v * column
     mixed_k, mixed_v = project_k.to(wide_k.dtype) @ wide_k, project_v.to(wide_v.dtype) @ wide_v
-    return ((wide_q @ mixed_k.mT * scale).softmax(-1) @ mixed_v).to(v.dtype)
+    return ((wide_q @ mixed_k.transpose(-2, -1) * scale).softmax(-1) @ mixed_v).to(v.dtype)
 
 
 def orthogonal_features(r: int, d: int, generator: torch.Generator | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def performer(q: Tensor, k: Tensor, v: Tensor, scale: float, features: Tensor, w
     relative to each query's largest term make unnecessary. scale > 0.
     """
     q, k = (at_least_float32(t) * scale**0.5 for t in (q, k))
-    directions = features.to(q.dtype).mT
+    directions = features.to(q.dtype).transpose(-2, -1)
     return _kernel_attention(q @ directions, k @ directions - k.square().sum(-1, keepdim=True) / 2, v, weights)
 
 
@@ -70,7 +70,7 @@ def efficient(q: Tensor, k: Tensor, v: Tensor, weights: Tensor | None = None) ->
     """
     shares = _weighted_exp(at_least_float32(k), weights)[0]
     shares = shares / _nonzero(shares.sum(-2, keepdim=True))
-    return (at_least_float32(q).softmax(-1) @ (shares.mT @ at_least_float32(v))).to(v.dtype)
+    return (at_least_float32(q).softmax(-1) @ (shares.transpose(-2, -1) @ at_least_float32(v))).to(v.dtype)
 
 
 def _log_elu_plus_one(x: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def _kernel_attention(log_q: Tensor, log_k: Tensor, v: Tensor, weights: Tensor |
     # Relative to each query's own largest first: a common -1e4 would swallow the digits of `top`.
     exponents = log_q - log_q.detach().amax(-1, keepdim=True) + top
     query_features = torch.exp(exponents - exponents.detach().amax(-1, keepdim=True))
-    context = key_features.mT @ at_least_float32(v)
-    total = query_features @ key_features.sum(-2, keepdim=True).mT
+    context = key_features.transpose(-2, -1) @ at_least_float32(v)
+    total = query_features @ key_features.sum(-2, keepdim=True).transpose(-2, -1)
     return (query_features @ context / _nonzero(total)).to(v.dtype)
 
 

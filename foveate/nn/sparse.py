@@ -54,7 +54,7 @@ def predicted_attention(q: Tensor, k: Tensor, scale: float, weights: Tensor | No
     """
     own = weights if q.shape[-2] == k.shape[-2] else None
     q_range, k_range = q_range or ranges(q, own), k_range or ranges(k, weights)
-    scores = quantise(q, *q_range, bits) @ quantise(k, *k_range, bits).mT * scale
+    scores = quantise(q, *q_range, bits) @ quantise(k, *k_range, bits).transpose(-2, -1) * scale
     if bias is not None:
         scores = scores + bias
     if weights is not None:
@@ -96,7 +96,7 @@ def sparse_attention(attn: Tensor, mask: Tensor) -> Tensor:
     survivors where their weights sum up to nothing.
     """
     attn = at_least_float32(attn)
-    best = torch.zeros_like(mask).scatter(-1, attn.argmax(-1, keepdim=True), True)
+    best = torch.arange(attn.shape[-1], device=attn.device) == attn.argmax(-1, keepdim=True)
     empty = (attn.detach() * mask).sum(-1, keepdim=True) < torch.finfo(attn.dtype).tiny
     kept = attn * torch.where(empty, best, mask)
     return kept / kept.sum(-1, keepdim=True)

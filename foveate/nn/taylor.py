@@ -39,8 +39,8 @@ def taylor_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Ten
     if share is None:
         scale = scale / k.shape[-2]
     else:
-        k_hat = k_hat * share.mT
-    context = torch.bmm(k_hat.to(dtype).mT, v_wide) * scale
+        k_hat = k_hat * share.transpose(-2, -1)
+    context = torch.bmm(k_hat.to(dtype).transpose(-2, -1), v_wide) * scale
     return torch.baddbmm(_mean(v_wide, share).to(dtype), q, context).reshape(shape).to(v.dtype)
 
 
@@ -51,8 +51,8 @@ def taylor_map(q: Tensor, k: Tensor, scale: float, weights: Tensor | None = None
     """
     terms = algorithm_terms(q, k, k, scale, weights)
     _centre_keys(terms)
-    attention = (1 + scale * (terms["q"] @ terms["k_hat"].mT)) / terms["n"]
-    return attention if weights is None else attention * terms["weights"].mT
+    attention = (1 + scale * (terms["q"] @ terms["k_hat"].transpose(-2, -1))) / terms["n"]
+    return attention if weights is None else attention * terms["weights"].transpose(-2, -1)
 
 
 def taylor_dense(q: Tensor, k: Tensor, v: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
@@ -96,7 +96,7 @@ def _centre_keys(terms: dict[str, Tensor]) -> None:
 
 
 def _context(terms: dict[str, Tensor]) -> None:
-    terms["g"] = terms["k_hat"].mT @ _counted(terms, "v")
+    terms["g"] = terms["k_hat"].transpose(-2, -1) @ _counted(terms, "v")
 
 
 def _column_sums(terms: dict[str, Tensor]) -> None:
@@ -105,7 +105,7 @@ def _column_sums(terms: dict[str, Tensor]) -> None:
 
 
 def _denominator(terms: dict[str, Tensor]) -> None:
-    terms["t_d"] = terms["n"] * terms["sqrt_d"] + terms["q"] @ terms["k_hat_sum"].mT
+    terms["t_d"] = terms["n"] * terms["sqrt_d"] + terms["q"] @ terms["k_hat_sum"].transpose(-2, -1)
 
 
 def _numerator(terms: dict[str, Tensor]) -> None:
@@ -134,4 +134,4 @@ def _mean(x: Tensor, share: Tensor | None) -> Tensor:
     if share is None:
         return x.mean(-2, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     # Not a product with the row of shares: sum adds up in pairs, which for large means is several times more exact.
-    return (share.mT * x).sum(-2, keepdim=True)
+    return (share.transpose(-2, -1) * x).sum(-2, keepdim=True)

@@ -45,7 +45,7 @@ class ViTALiTyHooks(Hooks):
         if not hasattr(self, "dist_token"):
             return tokens
         p = tokens.prefix
-        extra = self.dist_token.to(tokens.x.dtype).expand(len(tokens.x), -1, -1)
+        extra = self.dist_token.to(tokens.x.dtype).expand(tokens.x.shape[0], -1, -1)  # a traced graph keeps shape, not len()
         x = torch.cat([tokens.x[:, :p], extra, tokens.x[:, p:]], 1)
         place = torch.cat([tokens.place[:p], tokens.place.new_full((1,), PREFIX), tokens.place[p:]])
         return replace(tokens, x=x, place=place, prefix=p + 1)
@@ -78,7 +78,7 @@ class ViTALiTyHooks(Hooks):
         q, k, v = qkv
         mask = strong_mask(q, k, scale, self.config.threshold, weights, bias=bias, **self._ranges(block, run, q, k, weights))
         run.figures[f"density_block_{block}"] = density(mask, weights)
-        scores = (at_least_float32(q) * scale) @ at_least_float32(k).mT
+        scores = (at_least_float32(q) * scale) @ at_least_float32(k).transpose(-2, -1)
         attention = full_softmax(scores if bias is None else scores + bias, weights)
         keep = sparse_attention if self.config.attention_kind == "sparse" else sparse_helper
         return F.dropout(keep(attention, mask), dropout).to(v.dtype) @ v
