@@ -93,9 +93,9 @@ def test_an_adapted_model_is_looked_at_without_its_plan():
 
 def test_what_makes_no_matrix_is_refused():
     model, images = tiny.model(), tiny.images(count=5)
-    for settings, word in ((dict(features="cls"), "features='cls'"), (dict(residual="between"), "residual='between'"), (dict(estimator="fast"), "estimator='fast'")):
-        with pytest.raises(fv.FoveateError, match=word):
-            cka_matrix(model, images, **settings)
+    for name, value in (("features", "cls"), ("residual", "between"), ("estimator", "fast")):
+        with pytest.raises(fv.FoveateError, match=f"{name}='{value}'"):
+            cka_matrix(model, images, **{name: value})
     with pytest.raises(fv.FoveateError, match="(?s)3 images.*4 to 2,048"):
         cka_matrix(model, images[:3])
     with pytest.raises(fv.FoveateError, match="batch of 1"):
