@@ -56,27 +56,52 @@ Limit = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 
+HELP_WORDS = {"help_option_names": ["-h", "--help"]}
+
 
 class Command(TyperCommand):
-    """A command whose repeatable options take several numbers in one go: `--batch 1 16` is `--batch 1 --batch 16`."""
+    """A command whose repeatable options take several values in one go: `--batch 1 16` is `--batch 1 --batch 16`.
+
+    Where the command has arguments as well, such values are whole numbers only: any other word is an argument.
+    """
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        return super().parse_args(ctx, list(_repeated(args, repeatable)))
+        alone = all(param.param_type_name == "option" for param in self.params)
+        return super().parse_args(ctx, list(_repeated(args, repeatable, alone)))
 
 
-def _repeated(args: list[str], repeatable: set[str]) -> Iterator[str]:
+def _repeated(args: list[str], repeatable: set[str], words: bool) -> Iterator[str]:
     option, values = "", 0
     for arg in args:
         if arg.startswith("-"):
             option, values = arg if arg in repeatable else "", 0
         elif option:
             values += 1
-            if values > 1 and arg.isdigit():
+            if values > 1 and (words or arg.isdigit()):
                 yield option
             elif values > 1:
                 option = ""
         yield arg
+
+
+def branching(**topics: TyperCommand) -> type[Command]:
+    """A Command that, where its first argument is the name of a topic, leaves everything to the command of that topic."""
+
+    class Branching(Command):
+        def make_context(self, info_name, args: list[str], parent=None, **extra):
+            if args and args[0] in topics:
+                return topics[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
+            return super().make_context(info_name, args, parent=parent, **extra)
+
+    return Branching
+
+
+def command_of(function, epilog: str) -> TyperCommand:
+    """A command of its own, outside any application."""
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP_WORDS)
+    alone.command(cls=Command, help=paragraphs(function.__doc__), epilog=epilog)(function)
+    return typer.main.get_command(alone)
 
 
 def example(*lines: str) -> str:
