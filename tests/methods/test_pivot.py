@@ -302,3 +302,12 @@ def test_the_meta_device_and_full_depth():
     fast = fv.adapt(base, fv.Plan.parse("pivot(skip=[3,4,9,10])"))
     assert fast(images).shape == (2, 1000) and isinstance(fv.restore(fast).blocks[2].attn, nn.Module)
     assert fast.anatomy.run(3, dense(torch.empty(2, 197, 384, device="meta"), 1, (14, 14)), fast.pivot.attention(3, None)).x.shape == (2, 197, 384)
+
+
+def test_skipping_plans_export_with_a_dynamic_batch():
+    fast, images = tiny.adapted(SKIP), tiny.images(count=5)
+    exported = torch.export.export(fast, (images[:3],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)).module()
+    carried = sum(p.numel() for p in exported.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images), fast(images), rtol=0, atol=1e-5)
+    assert carried == fv.count(fast).params, "the exported graph carries the skipped weights"
