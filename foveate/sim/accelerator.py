@@ -4,15 +4,16 @@ This is PIVOT-Sim's model (section 3.4): products of matrices on the systolic ar
 no overlap, no waiting for memory unless `stalls` asks for it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.sim.cost import Cost, Work, millijoules, milliseconds
-from foveate.sim.dataflow import Folding
+from foveate.sim.dataflow import INPUT, Folding
 from foveate.sim.errors import SimError
 from foveate.sim.machine import PRODUCTS, Array, Machine, Processor
 from foveate.sim.mapping import NOWHERE, Rule, rule_for
-from foveate.sim.traffic import array_words, outside_words
+from foveate.sim.traffic import array_words, line_bytes, outside_words
 
 
 @dataclass(frozen=True)
@@ -26,37 +27,58 @@ class Once:
 
 
 def accelerator_costs(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule], stalls: bool = False) -> list[Cost]:
-    """A cost for every operation, in order, and the machine's overheads where they fall due.
+    """A cost for every operation and unit, in order, and the machine's overheads where they fall due.
 
     Raises SimError for an operation that no rule maps or whose unit cannot run it.
     """
-    costs, known = [], {}
+    costs, known, filled = [], {}, set()
     for index, work in enumerate(operations):
         rule = rule_for(tuple(rules), work.kind, work.origin, machine.name)
         if rule.unit == NOWHERE:
             costs.append(Cost(index, work.kind, work.origin, NOWHERE, None, 0.0))
             continue
-        shape = (rule, work.kind, work.m, work.n, work.k)
+        shape = (rule, work.kind, work.m, work.n, work.k, work.times, machine.density(work.origin))
         if shape not in known:
-            known[shape] = once(work, machine, rule, stalls)
-        one = known[shape]
-        latency = one.latency_ms * work.times
-        energy = one.energy_mj if machine.power_w is None else millijoules(machine.power_w, one.latency_ms)
-        cycles = None if one.cycles is None else one.cycles * work.times
-        energy = None if energy is None else energy * work.times
-        costs.append(Cost(index, work.kind, work.origin, rule.unit, cycles, latency, energy, one.stall_cycles * work.times))
-    return _with_overheads(costs, machine)
+            known[shape] = [once(work, machine, rule, name, stalls) for name in rule.units]
+        for name, one in zip(rule.units, known[shape]):
+            costs.append(cost_of(index, work, machine, name, one, fill_cycles(work, machine, rule, name, filled)))
+    return with_overheads(costs, machine)
 
 
-def once(work: Work, machine: Machine, rule: Rule, stalls: bool = False) -> Once:
-    """One repetition of an operation on the unit that `rule` names."""
-    unit = machine.unit(rule.unit)
-    return _on_array(work, machine, unit, rule, stalls) if isinstance(unit, Array) else _on_processor(work, machine, unit)
+def cost_of(index: int, work: Work, machine: Machine, unit: str, one: Once, fill: float = 0) -> Cost:
+    """All repetitions of an operation on one unit, one after the other; fill: cycles before the first."""
+    latency = one.latency_ms * work.times + (milliseconds(fill, machine.clock_mhz) if fill else 0.0)
+    cycles = None if one.cycles is None else one.cycles * work.times + fill
+    energy = None if one.energy_mj is None else one.energy_mj * work.times
+    energy = energy if machine.power_w is None else millijoules(machine.power_w, latency)
+    return Cost(index, work.kind, work.origin, unit, cycles, latency, energy, one.stall_cycles * work.times)
 
 
-def folding(work: Work, array: Array, rule: Rule) -> Folding:
-    """How a product is cut to fit an array."""
-    return Folding(work.m, work.n, work.k, array.rows, array.columns, rule.dataflow or array.dataflow)
+def fill_cycles(work: Work, machine: Machine, rule: Rule, unit: str, filled: set[tuple[str, str]]) -> float:
+    """Cycles that an array takes to fill before the first joined product of a block; `filled` remembers which have."""
+    array, place = machine.unit(unit), (".".join(work.origin.split(".")[:2]), unit)
+    if rule.folds == "apart" or not isinstance(array, Array) or place in filled:
+        return 0
+    filled.add(place)
+    return array.rows + array.columns - 2 if array.fill_cycles is None else array.fill_cycles
+
+
+def once(work: Work, machine: Machine, rule: Rule, unit: str, stalls: bool = False) -> Once:
+    """One repetition of an operation on `unit`, one of those that `rule` names."""
+    found = machine.unit(unit)
+    return _on_array(work, machine, found, rule, stalls) if isinstance(found, Array) else _on_processor(work, machine, found)
+
+
+def folding(work: Work, array: Array, rule: Rule, machine: Machine) -> Folding:
+    """How a product (or the scores that an array holds) is cut to fit an array."""
+    dataflow = rule.dataflow or array.dataflow
+    n, k, packed = work.n, work.k, None
+    if rule.pairs == "window":
+        window = int(machine.constants["window"])
+        n, k = (n, min(k, window)) if dataflow == INPUT else (min(n, window), k)
+    if rule.pairs == "masked":
+        packed = machine.density(work.origin) / machine.constants.get("pack_efficiency", 1.0)
+    return Folding(work.m, n, k, array.rows, array.columns, dataflow, rule.folds == "joined", packed, rule.cycles_per_fold)
 
 
 def buffer_room(machine: Machine, array: Array) -> dict[str, float]:
@@ -67,34 +89,37 @@ def buffer_room(machine: Machine, array: Array) -> dict[str, float]:
 
 
 def _on_array(work: Work, machine: Machine, array: Array, rule: Rule, stalls: bool) -> Once:
-    if work.kind not in PRODUCTS:
+    if work.kind not in PRODUCTS and rule.cycles_per_fold is None:
         raise _cannot(work, machine, array.name, "products of matrices (gemm, conv)")
-    fold = folding(work, array, rule)
-    outside = outside_words(fold, buffer_room(machine, array)).bytes(machine.precision_bits, array.sum_bits)
+    fold = folding(work, array, rule, machine)
+    outside = outside_words(fold, buffer_room(machine, array)).bytes(machine.precision_bits, array.sum_bits) if work.kind in PRODUCTS else 0.0
     waiting = 0.0
     slow = [m.bandwidth_gb_s for m in machine.memories if m.holds in ("outside", "all") and m.bandwidth_gb_s]
     if stalls and slow:
         # With double buffers the next operands come while the array works, so that only the longer of the two counts.
         waiting = max(0.0, outside / (min(slow) * 1e3) * machine.clock_mhz - fold.cycles)
     latency = milliseconds(fold.cycles + waiting, machine.clock_mhz)
-    return Once(latency, fold.cycles, waiting, _array_energy(work, machine, array, fold, outside, latency))
+    return Once(latency, fold.cycles, waiting, _array_energy(work, machine, array, fold, rule, outside, latency))
 
 
-def _array_energy(work: Work, machine: Machine, array: Array, fold: Folding, outside: float, latency_ms: float) -> float | None:
+def _array_energy(work: Work, machine: Machine, array: Array, fold: Folding, rule: Rule, outside: float, latency_ms: float) -> float | None:
     """Millijoules of the array and of the bytes it moves, as far as the machine states them; None where it states nothing.
 
     Buffers carry what the array reads and writes; shared memory and the memory outside carry what misses the buffers.
     """
-    parts = []
-    if array.power_w is not None:
-        parts.append(millijoules(array.power_w, latency_ms))
-    if array.energy_pj_per_mac is not None:
-        parts.append(array.energy_pj_per_mac * work.m * work.n * work.k * 1e-9)
-    words = array_words(fold)
+    product, words = work.kind in PRODUCTS, array_words(fold)
+    macs = work.m * work.n * work.k * machine.density(work.origin) ** (rule.pairs == "masked") if product else 0
     carried = {"inputs": words.inputs, "weights": words.weights, "outputs": words.outputs}
+    parts = [] if array.power_w is None else [millijoules(array.power_w, latency_ms)]
+    parts += [] if array.energy_pj_per_mac is None else [array.energy_pj_per_mac * macs * 1e-9]
+    parts += [] if array.energy_pj_per_weight is None else [array.energy_pj_per_weight * words.weights * product * 1e-9]
+    if array.activity is not None:
+        parts.append(array.activity * millijoules(array.rated_power_w, milliseconds(macs / (array.rows * array.columns), machine.clock_mhz)))
     for memory in machine.memories:
-        if memory.energy_pj_per_byte is not None:
+        if memory.energy_pj_per_byte is not None and product:
             moved = carried[memory.holds] * machine.precision_bits / 8 if memory.holds in carried else outside
+            if memory.line_words:
+                moved = line_bytes(work, rule, memory.line_words, machine.precision_bits, array.sum_bits)
             parts.append(memory.energy_pj_per_byte * moved * 1e-9)
     return sum(parts) if parts else None
 
@@ -107,19 +132,31 @@ def _on_processor(work: Work, machine: Machine, unit: Processor) -> Once:
             raise _cannot(work, machine, unit.name, "elements, not products of matrices")
         nanoseconds += macs / unit.gmac_per_s
     else:
-        if not (unit.ns_per_element or unit.ns_per_row or unit.cycles_per_element or unit.elements_per_cycle):
+        if not (unit.ns_per_element or unit.ns_per_row or _counts_cycles(unit)):
             raise _cannot(work, machine, unit.name, "products of matrices, not elements")
         nanoseconds += elements * (unit.ns_per_element or 0.0) + work.m * (unit.ns_per_row or 0.0)
-        if unit.cycles_per_element or unit.elements_per_cycle:
-            cycles = elements * (unit.cycles_per_element or 0.0) + (-(-elements // unit.elements_per_cycle) if unit.elements_per_cycle else 0)
+        cycles = _processor_cycles(work, unit) if _counts_cycles(unit) else None
     latency = nanoseconds * 1e-6 + (milliseconds(cycles, machine.clock_mhz) if cycles else 0.0)
     parts = [] if unit.power_w is None else [millijoules(unit.power_w, latency)]
+    parts += [] if unit.activity is None else [unit.activity * millijoules(unit.rated_power_w, latency)]
     parts += [] if unit.energy_pj_per_mac is None else [unit.energy_pj_per_mac * macs * 1e-9]
     parts += [] if unit.energy_pj_per_element is None or macs else [unit.energy_pj_per_element * elements * 1e-9]
     return Once(latency, cycles, 0.0, sum(parts) if parts else None)
 
 
-def _with_overheads(costs: list[Cost], machine: Machine) -> list[Cost]:
+def _counts_cycles(unit: Processor) -> bool:
+    return bool(unit.cycles_per_element or unit.elements_per_cycle or unit.cycles_per_row or unit.lanes)
+
+
+def _processor_cycles(work: Work, unit: Processor) -> float:
+    """Cycles of one repetition; those of lanes are its share of a row that all repetitions fill side by side."""
+    elements = work.m * work.n
+    cycles = elements * (unit.cycles_per_element or 0.0) + work.m * (unit.cycles_per_row or 0.0)
+    cycles += -(-elements // unit.elements_per_cycle) if unit.elements_per_cycle else 0
+    return cycles + (work.m * math.ceil(work.n * work.times / unit.lanes) / work.times if unit.lanes and work.times else 0)
+
+
+def with_overheads(costs: list[Cost], machine: Machine) -> list[Cost]:
     """The overheads of each block behind its last operation, those of the image at the end."""
     last = {}
     for index, cost in enumerate(costs):

@@ -19,6 +19,7 @@ COMPUTE_REPORT prints the index of the last cycle, which is one less. The SCALE-
 stationary for results that are shifted out through the array; the package does not, and neither do we.
 """
 
+import math
 from dataclasses import dataclass
 
 INPUT, WEIGHT, OUTPUT = "input-stationary", "weight-stationary", "output-stationary"
@@ -27,7 +28,11 @@ DATAFLOWS = (INPUT, WEIGHT, OUTPUT)
 
 @dataclass(frozen=True)
 class Folding:
-    """The product [m, k] x [k, n] cut to fit an array of rows x columns; all five numbers from 1, dataflow one of DATAFLOWS."""
+    """The product [m, k] x [k, n] cut to fit an array of rows x columns; all five numbers from 1, dataflow one of DATAFLOWS.
+
+    joined: folds follow one another without a gap, each as long as what streams; filling the array comes on top, once. packed: the
+    share of stationary places that hold something after packing; None: all, cut along both dimensions. held_cycles: of a fold, instead of streaming.
+    """
 
     m: int
     n: int
@@ -35,6 +40,9 @@ class Folding:
     rows: int
     columns: int
     dataflow: str
+    joined: bool = False
+    packed: float | None = None
+    held_cycles: float | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -53,17 +61,28 @@ class Folding:
         return -(-self.lengths[1] // self.columns)
 
     @property
-    def fold_cycles(self) -> int:
+    def folds(self) -> int:
+        """Pieces of the whole product."""
+        if self.packed is None:
+            return self.row_folds * self.column_folds
+        return math.ceil(self.packed * self.lengths[0] * self.lengths[1] / (self.rows * self.columns))
+
+    @property
+    def fold_cycles(self) -> float:
         """Cycles of one fold: load, stream, skew of the rows and columns."""
+        if self.held_cycles is not None:
+            return self.held_cycles
+        if self.joined:
+            return self.lengths[2]
         load = 0 if self.dataflow == OUTPUT else self.rows
         return load + self.rows + self.columns + self.lengths[2] - 2
 
     @property
-    def cycles(self) -> int:
+    def cycles(self) -> float:
         """Cycles of the product, without waiting for memory."""
-        return self.row_folds * self.column_folds * self.fold_cycles
+        return self.folds * self.fold_cycles
 
     @property
     def utilisation(self) -> float:
         """Share of processing elements times cycles that multiply something the product needs."""
-        return self.m * self.n * self.k / (self.cycles * self.rows * self.columns)
+        return (self.packed or 1) * self.m * self.n * self.k / (self.cycles * self.rows * self.columns)

@@ -25,7 +25,9 @@ class Array:
     """A systolic array of rows x columns multiply-accumulators, one product each and cycle.
 
     dataflow: which operand stays in place. sum_bits: width of its partial sums. power_w: while it works.
-    energy_pj_per_mac: per multiply-accumulate that the product needs.
+    fill_cycles: from the first operand that enters to the first result, for joined folds (Rule.folds); rows + columns - 2 by default.
+    energy_pj_per_mac: per multiply-accumulate that the product needs. energy_pj_per_weight: per word of the second operand that enters.
+    rated_power_w: with everything busy, as synthesis states it. activity: the share of it that what is busy takes; what is idle takes none.
     """
 
     name: str
@@ -33,8 +35,12 @@ class Array:
     columns: int
     dataflow: str
     sum_bits: int = 32
+    fill_cycles: int | None = None
     power_w: float | None = None
     energy_pj_per_mac: float | None = None
+    energy_pj_per_weight: float | None = None
+    rated_power_w: float | None = None
+    activity: float | None = None
     area_mm2: float | None = None
 
 
@@ -42,7 +48,8 @@ class Array:
 class Memory:
     """A memory. holds: "inputs", "weights", "outputs" (a buffer of the array), "all" (shared on the chip) or "outside" (DRAM).
 
-    bandwidth_gb_s: 10^9 bytes a second. size_kb: 1024 bytes.
+    bandwidth_gb_s: 10^9 bytes a second. size_kb: 1024 bytes. line_words: every access reads or writes whole lines of so many words; a
+    row of all heads side by side starts on a line of its own.
     """
 
     name: str
@@ -50,7 +57,9 @@ class Memory:
     size_kb: float | None = None
     bandwidth_gb_s: float | None = None
     energy_pj_per_byte: float | None = None
+    line_words: int | None = None
     power_w: float | None = None
+    rated_power_w: float | None = None
     area_mm2: float | None = None
 
 
@@ -58,8 +67,10 @@ class Memory:
 class Processor:
     """A unit for everything that is no product on an array: softmax, GELU, norms, comparisons, divisions, entropy, ...
 
-    Its time is the sum of what is given: ns_per_element (m n times), ns_per_row (m times), cycles_per_element at the machine's
-    clock, elements_per_cycle (lanes), gmac_per_s (products of matrices at a fixed rate), ns_per_operation (start-up of each).
+    Its time is the sum of what is given: ns_per_element (m n times), ns_per_row (m times), cycles_per_element and cycles_per_row at the
+    machine's clock, elements_per_cycle, lanes (a row of all repetitions side by side takes n times / lanes cycles, rounded up),
+    gmac_per_s (products of matrices at a fixed rate), ns_per_operation (start-up of each).
+    rated_power_w, activity: as in Array; a lane without an element is idle only where the whole row is done.
     """
 
     name: str
@@ -67,9 +78,13 @@ class Processor:
     ns_per_row: float | None = None
     cycles_per_element: float | None = None
     elements_per_cycle: float | None = None
+    cycles_per_row: float | None = None
+    lanes: int | None = None
     gmac_per_s: float | None = None
     ns_per_operation: float | None = None
     power_w: float | None = None
+    rated_power_w: float | None = None
+    activity: float | None = None
     energy_pj_per_element: float | None = None
     energy_pj_per_mac: float | None = None
     area_mm2: float | None = None
@@ -85,13 +100,31 @@ class Overhead:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """What an operation of a block waits for, in a pipelined accelerator; without a Flow it waits for everything before it.
+
+    operation, after, follows: patterns of names below the block, such as "attn.context". after: begins when these have ended.
+    follows: takes their results as they come. Where all operations that flow together repeat equally often (heads), each repetition
+    waits for its own; of an operation that runs once it waits for its share.
+    """
+
+    operation: str
+    after: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A measured latency of a whole model, named as in timm. gmacs: the cost of what was measured, in 10^9 MACs."""
+    """A measured latency of a model, named as in timm. gmacs: the cost of what was measured, in 10^9 MACs; 0 where nothing multiplies.
+
+    origins: patterns of the operations that were measured together; empty for the whole model.
+    """
 
     model: str
     method: str
     gmacs: float
     latency_ms: float
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +139,13 @@ class Note:
 class Machine:
     """An accelerator or a processor, as one TOML file describes it.
 
-    kind: "array" (units that run one after the other), "roofline" (peak and bandwidth) or "table" (measured latencies).
+    kind: "accelerator" (units that run one after the other), "pipeline" (units that overlap as `flows` allow), "roofline" (peak and
+    bandwidth) or "table" (measured latencies).
     power_w: of everything, charged for the whole latency; without it the units' own energies are added up.
+    copies: so many machines share the work evenly; may be a fraction.
     rules: the mapping that the file brings along. figures: numbers that are documented and not used.
-    constants: numbers of one machine's own model. sources: by dotted path, such as "arrays.pe.rows".
+    constants: numbers that rules refer to: density and pack_efficiency (pairs that survive a mask), window.
+    densities: density of each block, where it is known. sources: by dotted path, such as "arrays.pe.rows".
     """
 
     name: str
@@ -121,15 +157,18 @@ class Machine:
     peak_gmac_per_s: float | None = None
     bandwidth_gb_s: float | None = None
     overhead_us: float = 0.0
+    copies: float = 1.0
     arrays: tuple[Array, ...] = ()
     memories: tuple[Memory, ...] = ()
     processors: tuple[Processor, ...] = ()
     overheads: tuple[Overhead, ...] = ()
     entries: tuple[Entry, ...] = ()
     rules: tuple[Rule, ...] = ()
+    flows: tuple[Flow, ...] = ()
     notes: tuple[Note, ...] = ()
     figures: Dictionary[str, float] = field(default_factory=dict)
     constants: Dictionary[str, float] = field(default_factory=dict)
+    densities: tuple[float, ...] = ()
     sources: Dictionary[str, Source] = field(default_factory=dict)
 
     @property
@@ -145,11 +184,18 @@ class Machine:
         """The first memory for "inputs", "weights", "outputs", "all" or "outside"."""
         return next((memory for memory in self.memories if memory.holds == holds), None)
 
+    def density(self, origin: str) -> float:
+        """Share of score pairs that survive the mask in the block where an operation runs; 1 where nothing is known."""
+        parts = origin.split(".")
+        if self.densities and parts[0] == "blocks":
+            return self.densities[int(parts[1]) - 1]
+        return self.constants.get("density", 1.0)
+
     @property
     def peak(self) -> float | None:
         """10^9 multiply-accumulates a second when everything is busy; None where nothing multiplies at a known rate."""
         if self.peak_gmac_per_s is not None:
-            return self.peak_gmac_per_s
+            return self.peak_gmac_per_s * self.copies
         rates = [a.rows * a.columns * self.clock_mhz / 1000 for a in self.arrays]
         rates += [p.gmac_per_s for p in self.processors if p.gmac_per_s]
-        return sum(rates) or None
+        return sum(rates) * self.copies or None

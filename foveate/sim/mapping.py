@@ -20,7 +20,16 @@ class Rule:
     unit: an array's or processor's name, or "nowhere": the machine's model charges nothing for them, and `why` says on
         whose word.
     kinds: as in the Ledger ("gemm", "softmax", ...); patterns. origins: patterns such as "blocks.*.attn.*".
+    then: further units that the results pass through: a softmax is "exp", then "accumulators", then "dividers".
     dataflow: instead of the array's own.
+    folds: "apart": every fold of an array loads, fills and drains; "joined": what stays is loaded while the fold before streams, so that a
+        fold takes as long as what streams, and the array fills once a block.
+    pairs: of queries and keys, which are computed: "all"; "masked": the share `density` of them, packed into full folds with
+        `pack_efficiency`; "window": `window` keys for each query. The three numbers are the machine's constants.
+    cycles_per_fold: of an array, instead of streaming: what it does with each fold of scores that it holds (softmax).
+    stays: operands ("inputs", "weights", "outputs") that are in the array before or after, and pass no memory.
+    wide: operands that pass the memory as sums of the array's sum_bits. tokens: "m" or "k", the dimension whose rows lie side by side
+        for all repetitions in a memory with lines.
     """
 
     unit: str
@@ -28,6 +37,18 @@ class Rule:
     origins: tuple[str, ...] = ("*",)
     dataflow: str | None = None
     why: str = ""
+    then: tuple[str, ...] = ()
+    folds: str = "apart"
+    pairs: str = "all"
+    cycles_per_fold: float | None = None
+    stays: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    tokens: str = "m"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """All units that an operation passes through."""
+        return (self.unit, *self.then)
 
     def fits(self, kind: str, origin: str) -> bool:
         """Whether this rule speaks about an operation."""

@@ -12,21 +12,26 @@ from typing import Any, get_args
 
 from foveate.sim.dataflow import DATAFLOWS, INPUT, WEIGHT
 from foveate.sim.errors import SimError
-from foveate.sim.machine import Array, Entry, Machine, Memory, Note, Overhead, Processor, Source
+from foveate.sim.machine import Array, Entry, Flow, Machine, Memory, Note, Overhead, Processor, Source
 from foveate.sim.mapping import NOWHERE, Rule
 
-KINDS = ("accelerator", "roofline", "table")
+KINDS = ("accelerator", "pipeline", "roofline", "table")
 SECTIONS = {
-    "arrays": Array, "memories": Memory, "processors": Processor, "overheads": Overhead, "entries": Entry, "mapping": Rule, "notes": Note,
+    "arrays": Array, "memories": Memory, "processors": Processor, "overheads": Overhead, "entries": Entry, "mapping": Rule, "flows": Flow, "notes": Note,
 }  # fmt: skip
+OPERANDS = ("inputs", "weights", "outputs")
 CHOICES = {
-    "kind": KINDS, "dataflow": DATAFLOWS, "holds": ("inputs", "weights", "outputs", "all", "outside"), "per": ("block", "image"),
+    "kind": KINDS, "dataflow": DATAFLOWS, "holds": (*OPERANDS, "all", "outside"), "per": ("block", "image"), "folds": ("apart", "joined"),
+    "pairs": ("all", "masked", "window"), "tokens": ("m", "k"), "stays": OPERANDS, "wide": OPERANDS,
 }  # fmt: skip
-NEEDED = {"accelerator": ("precision_bits", "mapping"), "roofline": ("precision_bits", "peak_gmac_per_s", "bandwidth_gb_s"), "table": ("entries",)}
-COSTS = ("ns_per_element", "ns_per_row", "cycles_per_element", "elements_per_cycle", "gmac_per_s")
-CLOCKED = ("cycles_per_element", "elements_per_cycle")
-MAY_BE_ZERO = ("energy", "latency", "overhead", "area", "power")
-TOP = {field.name: field for field in fields(Machine) if field.name not in (*SECTIONS, "name", "rules", "figures", "constants", "sources")}
+NEEDED = {
+    "accelerator": ("precision_bits", "mapping"), "pipeline": ("precision_bits", "clock_mhz", "mapping", "flows"),
+    "roofline": ("precision_bits", "peak_gmac_per_s", "bandwidth_gb_s"), "table": ("entries",),
+}  # fmt: skip
+COSTS = ("ns_per_element", "ns_per_row", "cycles_per_element", "elements_per_cycle", "cycles_per_row", "lanes", "gmac_per_s")
+CLOCKED = ("cycles_per_element", "elements_per_cycle", "cycles_per_row", "lanes")
+MAY_BE_ZERO = ("energy", "latency", "overhead", "area", "power", "fill", "gmacs")
+TOP = {field.name: field for field in fields(Machine) if field.name not in (*SECTIONS, "name", "rules", "figures", "constants", "densities", "sources")}
 
 
 def read_machine(text: str, name: str) -> Machine:
@@ -35,6 +40,11 @@ def read_machine(text: str, name: str) -> Machine:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SimError(f"{name}, which is no TOML ({error})", "a machine file", "start from a shipped one: foveate targets zcu102 --toml") from None
+    return read_table(table, name)
+
+
+def read_table(table: dict[str, Any], name: str) -> Machine:
+    """The machine that the tables of a TOML file describe. Raises SimError with every violation."""
     reader = Reader()
     machine = reader.machine(table, name)
     _refuse(reader.wrong + violations(machine, reader), name)
@@ -134,6 +144,9 @@ class Reader:
         if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
             self.wrong.append(f"{path} = {value!r}: a list of texts")
             return ()
+        allowed = CHOICES.get(field.name)
+        if allowed and set(value) - set(allowed):
+            self.wrong.append(f"{path} = {value!r}: some of {', '.join(allowed)}")
         return tuple(value)
 
     def number(self, value: Any, kind: type, path: str) -> Any:
@@ -167,14 +180,22 @@ def violations(machine: Machine, reader: Reader) -> list[str]:
     wrong += [f"processors.{p.name} has no cost: give one of {', '.join(COSTS)}" for p in machine.processors if not any(getattr(p, key) for key in COSTS)]
     if reader.clocked and machine.clock_mhz is None:
         wrong.append("clock_mhz missing (a unit counts cycles)")
-    if machine.kind == "accelerator" and not units:
+    if machine.kind in ("accelerator", "pipeline") and not units:
         wrong.append("no unit: give an [[arrays]] or a [[processors]] table")
+    if machine.flows and machine.kind != "pipeline":
+        wrong.append(f'flows in a machine of kind {machine.kind!r}: only kind = "pipeline" overlaps units')
+    wrong += [f"{unit.name}.activity without rated_power_w" for unit in machine.units if unit.activity is not None and unit.rated_power_w is None]
+    if any(rule.pairs == "window" for rule in machine.rules) and "window" not in machine.constants:
+        wrong.append('constants.window missing (a mapping has pairs = "window")')
+    shares = {key: machine.constants[key] for key in ("density", "pack_efficiency") if key in machine.constants}
+    wrong += [f"constants.{key} = {value:g}: a share above 0, up to 1" for key, value in shares.items() if not 0 < value <= 1]
     return wrong + _rules(machine.rules, units) + [line for array in machine.arrays for line in _too_large(array, machine)]
 
 
 def _rules(rules: tuple[Rule, ...], units: list[str]) -> list[str]:
     known = ", ".join([*units, NOWHERE])
-    wrong = [f"mapping to {rule.unit!r}, which is none of {known}" for rule in rules if rule.unit not in (*units, NOWHERE)]
+    wrong = [f"mapping to {unit!r}, which is none of {known}" for rule in rules for unit in rule.units if unit not in (*units, NOWHERE)]
+    wrong += [f"mapping to {NOWHERE} and then to units" for rule in rules if rule.then and NOWHERE in rule.units]
     return wrong + [f"mapping of {', '.join(rule.kinds)} to {NOWHERE} without why" for rule in rules if rule.unit == NOWHERE and not rule.why]
 
 

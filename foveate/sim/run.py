@@ -1,19 +1,24 @@
 """One call for every kind of machine: workload, machine and mapping in, a cost for each operation out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from foveate.sim.accelerator import accelerator_costs, buffer_room, folding
 from foveate.sim.cost import Cost, Work, check_work
+from foveate.sim.errors import SimError
 from foveate.sim.machine import PRODUCTS, Array, Machine
 from foveate.sim.mapping import NOWHERE, Rule, rule_for
+from foveate.sim.pipeline import block_timelines, pipeline_costs
 from foveate.sim.roofline import roofline_costs
 from foveate.sim.table import table_costs
+from foveate.sim.timeline import Timeline
 from foveate.sim.traffic import tile_words
 
 # From a machine's kind to its model: (operations, machine, rules, stalls, name of the backbone) -> costs.
 MODELS = {
     "accelerator": lambda work, machine, rules, stalls, model: accelerator_costs(work, machine, rules, stalls),
+    "pipeline": lambda work, machine, rules, stalls, model: pipeline_costs(work, machine, rules, stalls),
     "roofline": lambda work, machine, rules, stalls, model: roofline_costs(work, machine),
     "table": lambda work, machine, rules, stalls, model: table_costs(work, machine, model),
 }
@@ -31,7 +36,32 @@ def simulate(
     """
     operations = list(operations)
     check_work(operations, machine.name)
-    return MODELS[machine.kind](operations, machine, tuple(machine.rules if rules is None else rules), stalls, model)
+    _check_densities(operations, machine)
+    costs = MODELS[machine.kind](operations, machine, tuple(machine.rules if rules is None else rules), stalls, model)
+    if machine.copies == 1:
+        return costs
+    # So many machines share the work evenly: they are done sooner, at the same energy.
+    return [replace(cost, latency_ms=cost.latency_ms / machine.copies, stall_cycles=cost.stall_cycles / machine.copies) for cost in costs]
+
+
+def timelines(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule] | None = None, stalls: bool = False) -> dict[int, Timeline]:
+    """When each unit of a pipelined machine works on what, block by block; arguments and errors as in `simulate`.
+
+    Raises SimError for a machine of another kind, whose units work one after the other.
+    """
+    operations = list(operations)
+    check_work(operations, machine.name)
+    _check_densities(operations, machine)
+    if machine.kind != "pipeline":
+        raise SimError(f"a timeline of {machine.name}, of kind {machine.kind!r}", 'a machine of kind "pipeline", such as vitality', "take --target vitality")
+    return block_timelines(operations, machine, tuple(machine.rules if rules is None else rules), stalls)
+
+
+def _check_densities(operations: list[Work], machine: Machine) -> None:
+    blocks = max((int(work.origin.split(".")[1]) for work in operations if work.origin.startswith("blocks.")), default=0)
+    if machine.densities and blocks != len(machine.densities):
+        given = f"{len(machine.densities)} densities for {blocks} blocks on {machine.name}"
+        raise SimError(given, "one density for all blocks, or one for each", "give the run that trained this model, or one number")
 
 
 def remarks(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule] | None = None, model: str = "") -> list[str]:
@@ -52,7 +82,7 @@ def _spilling(mapped: list[tuple[Work, Rule]], machine: Machine) -> list[str]:
     for work, rule in mapped:
         unit = machine.unit(rule.unit) if rule.unit != NOWHERE else None
         if isinstance(unit, Array) and work.kind in PRODUCTS:
-            words, room = tile_words(folding(work, unit, rule)), buffer_room(machine, unit).get("outputs", float("inf"))
+            words, room = tile_words(folding(work, unit, rule, machine)), buffer_room(machine, unit).get("outputs", float("inf"))
             if words > room:
                 tile = (words * unit.sum_bits / 8 / 1024, f"{work.origin} leaves {words:,} partial sums of {unit.sum_bits} bits a fold")
                 worst[unit.name] = max(worst.get(unit.name, tile), tile, key=lambda one: one[0])

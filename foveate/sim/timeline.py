@@ -1,12 +1,13 @@
 """Tasks on units in time: what pipelined accelerators need beyond a sum of operations.
 
 A task works on one unit for some cycles. It starts when its unit is free, when every task `after` which it comes has ended, and
-one step after the start of every task whose results it takes as they come (`follows`); it ends no earlier than one step after
-the last of those results. Units take their tasks in the order in which they are given.
+one step after the start of every task whose results it takes as they come (`follows`), or later, so that it ends no earlier than
+one step after the last of those results: a quick unit does not wait with a slow one, but does something else first. A unit that is free takes the task that can begin first, and of several the one that was given first.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from foveate.sim.errors import SimError
 
@@ -56,28 +57,90 @@ class Timeline:
         return totals
 
     def exposed(self) -> dict[str, float]:
-        """How much later each task makes the end of all tasks before it; these add up to `cycles`."""
-        end, added = 0.0, {}
-        for event in self.events:
-            added[event.task.name] = max(0.0, event.end - end)
-            end = max(end, event.end)
+        """Cycles of the whole that each task stands for: at every moment the one that runs on the busiest unit; these add up to `cycles`."""
+        busy, running, now = self.busy(), [], 0.0
+        added = {event.task.name: 0.0 for event in self.events}
+        coming = sorted(self.events, key=lambda event: event.start, reverse=True)
+        while coming or running:
+            end = min([event.end for event in running] + [event.start for event in coming[-1:]])
+            if running:
+                added[max(running, key=lambda event: busy[event.task.unit]).task.name] += end - now
+            now, running = end, [event for event in running if event.end > end]
+            while coming and coming[-1].start <= now:
+                running.append(coming.pop())
         return added
 
 
 def schedule(tasks: Sequence[Task]) -> Timeline:
     """Places tasks in time. Raises SimError for two tasks of one name and for a task that waits for one not given before it."""
-    placed: dict[str, Event] = {}
-    free: dict[str, float] = {}
-    for task in tasks:
-        unknown = [name for name in (*task.after, *task.follows) if name not in placed]
-        if unknown or task.name in placed or task.cycles < 0:
+    queues: dict[str, _Queue] = {}
+    waiting, behind = _waiting(tasks)
+    placed: list[Event | None] = [None] * len(tasks)
+    for number, missing in enumerate(waiting):
+        queue = queues.setdefault(tasks[number].unit, _Queue())
+        if not missing:
+            queue.add(number, 0.0)
+    starts = {name: number for number, name in enumerate(task.name for task in tasks)}
+    for _ in tasks:
+        queue = min((queue for queue in queues.values() if queue.tasks), key=lambda queue: queue.begin)
+        number, start = queue.take()
+        task = tasks[number]
+        placed[number] = Event(task, start, start + task.cycles)
+        queue.free = start + task.cycles
+        for other in behind[number]:
+            waiting[other] -= 1
+            if not waiting[other]:
+                queues[tasks[other].unit].add(other, _ready(tasks[other], placed, starts))
+    return Timeline(tuple(placed))
+
+
+class _Queue:
+    """Tasks of one unit that wait for it alone. free: when it is. begin: when the next of them can."""
+
+    def __init__(self):
+        self.free, self.tasks = 0.0, []
+
+    @property
+    def begin(self) -> float:
+        return max(self.free, self.tasks[0][0])
+
+    def add(self, number: int, ready: float) -> None:
+        heappush(self.tasks, (ready, number))
+
+    def take(self) -> tuple[int, float]:
+        """The task to run now, and its start: of those that are ready when the first can begin, the one that was given first."""
+        start, open_ = self.begin, []
+        while self.tasks and self.tasks[0][0] <= start:
+            open_.append(heappop(self.tasks))
+        first = min(open_, key=lambda task: task[1])
+        for task in open_:
+            if task is not first:
+                heappush(self.tasks, task)
+        return first[1], start
+
+
+def _waiting(tasks: Sequence[Task]) -> tuple[list[int], list[list[int]]]:
+    """How many tasks each waits for, and which wait for it."""
+    numbers: dict[str, int] = {}
+    waiting, behind = [], [[] for _ in tasks]
+    for number, task in enumerate(tasks):
+        needs = dict.fromkeys((*task.after, *task.follows))
+        unknown = [name for name in needs if name not in numbers]
+        if unknown or task.name in numbers or task.cycles < 0:
             raise SimError(
                 f"task {task.name!r} of {task.cycles:g} cycles that waits for {', '.join(unknown) or 'nothing new'}",
                 "tasks of distinct names and of 0 cycles or more, each after those it waits for",
                 "put the task behind them",
             )
-        waits = [placed[name].end for name in task.after] + [placed[name].start + task.step for name in task.follows]
-        start = max([free.get(task.unit, 0.0), *waits])
-        end = max([start + task.cycles, *(placed[name].end + task.step for name in task.follows)])
-        placed[task.name], free[task.unit] = Event(task, start, end), end
-    return Timeline(tuple(placed.values()))
+        numbers[task.name] = number
+        waiting.append(len(needs))
+        for name in needs:
+            behind[numbers[name]].append(number)
+    return waiting, behind
+
+
+def _ready(task: Task, placed: Sequence[Event | None], numbers: dict[str, int]) -> float:
+    """When the last of what a task waits for lets it begin."""
+    follows = [placed[numbers[name]] for name in task.follows]
+    first = [max(event.start + task.step, event.end + task.step - task.cycles) for event in follows]
+    return max([*(placed[numbers[name]].end for name in task.after), *first])

@@ -5,10 +5,13 @@ buffer. Partial sums of the folds along the rows (the reduction) stay in the out
 out and come back otherwise.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from foveate.sim.cost import Work
 from foveate.sim.dataflow import INPUT, OUTPUT, WEIGHT, Folding
+from foveate.sim.mapping import Rule
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,20 @@ def tile_words(fold: Folding) -> int:
     if fold.dataflow == OUTPUT or fold.row_folds == 1:
         return 0
     return min(fold.columns, fold.lengths[1]) * fold.lengths[2]
+
+
+def line_bytes(work: Work, rule: Rule, line: int, precision_bits: int, sum_bits: int) -> float:
+    """Bytes of one repetition in a memory of lines: each operand passes once, in whole lines of `line` words.
+
+    An operand with a row for every token has the rows of all repetitions (heads) side by side, as a linear layer wrote them, and each
+    starts on a line of its own. Others lie close.
+    """
+    def rows(count: int, width: int) -> float:
+        return count * math.ceil(width * work.times / line) * line / work.times if work.times else 0
+
+    m, n, k = work.m, work.n, work.k
+    if rule.tokens == "m":
+        words = {"inputs": rows(m, k), "weights": k * n, "outputs": rows(m, n)}
+    else:
+        words = {"inputs": rows(k, m), "weights": rows(k, n), "outputs": m * n}
+    return sum(count * (sum_bits if name in rule.wide else precision_bits) / 8 for name, count in words.items() if name not in rule.stays)
