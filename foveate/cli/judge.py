@@ -41,6 +41,10 @@ def evaluate(
     pretrained: Pretrained = False,
     trace: Annotated[bool, typer.Option("--trace", help="Write trace.json (tokens of each image after each stage) into the run, or into --out.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", show_default=False, help="Folder for trace.json. Default: the run.")] = None,
+    fixed_point: Annotated[
+        int | None,
+        typer.Option(metavar="BITS", show_default=False, help="Also judge the model as fixed-point hardware of so many bits would run it (16 on SPViT's board)."),
+    ] = None,
     batch_size: BatchSize = 250,
     device: Device = "auto",
     strict: Strict = False,
@@ -73,15 +77,30 @@ def evaluate(
             "model": model.card.name, "run": target.folder, "plan": str(chosen), "data": images.name, "split": split,
             "images": result["n"], **{k: v for k, v in result.items() if k not in ("n", "correct")}, "trace": None if folder is None else folder / "trace.json",
         }  # fmt: skip
+        if fixed_point is not None:
+            answer.data |= _in_fixed_point(target, model, images, fixed_point, data, data_dir, batch_size, device)
         saved = 100 * result["macs"] / result["macs_dense"]
         answer.facts({
             "model": model.card.name, "plan": chosen, "data": f"{images.name}, {split}, {result['n']:,} images",
             "accuracy": f"{result['accuracy_percent']:.2f} % ± {result['uncertainty_percent']:.2f}",
+            f"in {fixed_point} bits": f"{answer.data['accuracy_percent_fixed_point']:.2f} %" if fixed_point else "",
             "tokens": ", ".join(f"{mean:.1f} after block {block}" for mean, block in zip(seen.tokens_mean, seen.after)),
             "efforts": _efforts(result.get("efforts", [])),
             "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if str(chosen) != "dense" else ""),
             "skipped": f"{len(result['skipped'])} damaged files" if result["skipped"] else "", "trace": folder and folder / "trace.json",
         })  # fmt: skip
+
+
+def _in_fixed_point(target, model: AdaptiveModel, images, bits: int, data, data_dir, batch_size: int, device: str) -> dict[str, Any]:
+    """Accuracy of the same model with rounded weights and layer outputs, their ranges taken from 64 training images."""
+    from foveate.cli.images import images_for
+    from foveate.emulation import emulate
+
+    if not hasattr(model, "anatomy"):
+        raise FoveateError(f"--fixed-point for the cascade {target.text}", "one model", "judge each effort by itself: its sub-runs effort-1, effort-2, ...")
+    seen = images_for(target, model, data, data_dir, "train", limit=64)
+    result, _ = judged(emulate(model.cpu(), seen.batch(range(len(seen))).images, bits), images, batch_size, device)
+    return {"bits": bits, "accuracy_percent_fixed_point": result["accuracy_percent"]}
 
 
 def predict(
