@@ -123,18 +123,21 @@ def _recording(record: Record, attend: Mix, q: Tensor, k: Tensor, v: Tensor, tok
 
 def similarity_results(found: list[Similarity], images: int, title: str, made: Made = Made()) -> Results:
     """The report of `attention_similarity`: shares and medians by block, as a table and as two charts."""
-    blocks, mean = np.array([one.block for one in found]), {form: np.mean([getattr(one, f"weak_{form}") for one in found]) for form in FORMS}
-    shares = tuple(Line(words, np.array([100 * getattr(one, f"weak_{form}") for one in found])) for form, words in FORMS.items())
+    blocks, weak = np.array([one.block for one in found]), {form: np.array([100 * getattr(one, f"weak_{form}") for one in found]) for form in FORMS}
+    shares = tuple(Line(words, weak[form]) for form, words in FORMS.items())
     spread = {form: np.array([getattr(one, form) for one in found])[:, 1:4].T for form in FORMS}
     medians = tuple(Line(words, spread[form][1], spread[form][0], spread[form][2]) for form, words in FORMS.items())
     head = ("block", "in [-1, 1) before (%)", "after (%)", "median before", "quartiles", "median after", "quartiles")
     rows = tuple((str(one.block), f"{100 * one.weak_before:.1f}", f"{100 * one.weak_after:.1f}", *_spread(one.before), *_spread(one.after)) for one in found)
     about = f"Over all heads and pairs of tokens of {images} images."
     return Results(
-        title, f"{100 * mean['before']:.0f} % of the similarities lie in [-1, 1) before the keys are centred, {100 * mean['after']:.0f} % after (mean of the blocks).",
+        title,
+        f"{weak['before'].mean():.0f} % of the similarities lie in [-1, 1) before the keys are centred, {weak['after'].mean():.0f} % after (mean of the blocks).",
         tables=(Table("Similarities of queries and keys", head, rows, about),),
-        charts=(Chart("Weak similarities", "block", "share in [-1, 1) (%)", blocks, shares, "There exp(x) is near 1 + x, which Taylor attention puts in its place."),
-                Chart("All similarities", "block", "median and quartiles", blocks, medians, "Centring the keys leaves softmax as it is: it moves a whole row.")),
+        charts=(Chart("Weak similarities", "block", "share in [-1, 1) (%)", blocks, shares,
+                      "There exp(x) is near 1 + x, which Taylor attention puts in its place."),
+                Chart("All similarities", "block", "median and quartiles", blocks, medians,
+                      "Centring the keys leaves softmax as it is: it moves a whole row.")),
         notes=("Similarity: what the softmax is given, q.k times the block's own scale (1 / sqrt(d) in most), without score biases. "
                "Pairs that shifted windows forbid are not counted.",
                "Always of the dense backbone with softmax attention in every block: the plan's own attention and pruning are left out."),

@@ -42,7 +42,8 @@ def test_profile_attention(capsys, tmp_path):
 
 
 def test_bench_attention(capsys, tmp_path):
-    found = answer(capsys, "bench", "attention", "--tokens", 20, 10, "--precision", "fp32", "bf16", "--heads", 2, "--dim", 8, "--eager", "--out", tmp_path, *FAST)
+    sizes = ["--tokens", 20, 10, "--precision", "fp32", "bf16", "--heads", 2, "--dim", 8]
+    found = answer(capsys, "bench", "attention", *sizes, "--eager", "--out", tmp_path, *FAST)
     assert [(row["precision"], row["tokens"]) for row in found["results"]] == [("fp32", 10), ("fp32", 20), ("bf16", 10), ("bf16", 20)]
     for row in found["results"]:
         assert set(row["versions"]) == {"taylor eager", "fused eager", "explicit eager", "chunked eager"}
@@ -91,10 +92,13 @@ def timings(taylor, **softmax):
 
 
 def test_the_report_names_the_baseline_of_every_row_and_the_crossover():
-    races = [Race(Setting(197), timings(2.0, fused=5.0, explicit=4.0), {}), Race(Setting(1025), timings(4.0, fused=60.0, explicit=80.0), {"chunked compiled": "no g++"})]
+    races = [Race(Setting(197), timings(2.0, fused=5.0, explicit=4.0), {}),
+             Race(Setting(1025), timings(4.0, fused=60.0, explicit=80.0), {"chunked compiled": "no g++"})]  # fmt: skip
     results = kernel_results(races, {"fp32": 91, "bf16": None}, {"batch": 1, "threads": 1, "device": "cpu", "heads": 6, "dim": 64})
     assert results.sentence == "Taylor attention over the best softmax attention: 2 times as fast at 197 tokens and 15 times as fast at 1,025 tokens in fp32."
-    assert [row[:7] for row in results.tables[0].rows] == [("fp32", "197", "explicit eager", "4", "2", "2", "2 to 2"), ("fp32", "1,025", "fused eager", "60", "4", "15", "15 to 15")]
+    assert [row[:7] for row in results.tables[0].rows] == [
+        ("fp32", "197", "explicit eager", "4", "2", "2", "2 to 2"), ("fp32", "1,025", "fused eager", "60", "4", "15", "15 to 15"),
+    ]  # fmt: skip
     assert results.tables[1].rows[1] == ("fp32", "1,025", "4", "60", "80") and "1 thread." in results.tables[1].caption
     assert any("from about 91 tokens" in note for note in results.notes) and any("does not help at the longest" in note for note in results.notes)
     assert any("chunked compiled was left out at 1,025 tokens in fp32: no g++" in note for note in results.notes)

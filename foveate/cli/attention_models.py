@@ -63,5 +63,6 @@ def race_models(
     modules = {version: Dense(dense, version) for version in versions} | {TAYLOR: fast}
     with torch.inference_mode():
         runs, left_out = forms(modules, (images,), compiled)
-        timings = interleave(runs, repetitions, warmup, progress, images=batch, seconds=seconds, synchronize=None if device == "cpu" else torch.cuda.synchronize)
+        wait = torch.cuda.synchronize if device != "cpu" else None
+        timings = interleave(runs, repetitions, warmup, progress, images=batch, seconds=seconds, synchronize=wait)
     return dense.card, against_best(timings, batch), left_out

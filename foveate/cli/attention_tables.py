@@ -118,4 +118,5 @@ def _speedups(races: Sequence[Race], every: Sequence[str]) -> Chart:
 
 
 def _left_out(races: Sequence[Race]) -> list[str]:
-    return [f"{name} was left out at {race.setting.tokens:,} tokens in {race.setting.precision}: {why}" for race in races for name, why in race.left_out.items()]
+    return [f"{name} was left out at {race.setting.tokens:,} tokens in {race.setting.precision}: {why}"
+            for race in races for name, why in race.left_out.items()]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, bar, sheets, waiting
-from foveate.cli.options import Device, Json
+from foveate.cli.options import Device, Json, Threads
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -28,18 +28,22 @@ def bench_attention(
         str | None, typer.Option(metavar="MODEL", show_default=False, help="A whole backbone instead, with random weights: dense against the plan vitality().")
     ] = None,
     image_size: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="PIXELS...", show_default=False, help="With --model: sides of square images. Default: the backbone's own.")
+        list[int] | None,
+        typer.Option(min=1, metavar="PIXELS...", show_default=False, help="With --model: sides of square images. Default: the backbone's own."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images a call.")] = 1,
     precision: Annotated[
         list[str] | None, typer.Option(metavar="PRECISION...", show_default=False, help="fp32, bf16. Default: both, and bf16 with --model.")
     ] = None,
     compiled: Annotated[
-        bool | None, typer.Option("--compiled/--eager", show_default=False, help="With torch.compile as well, or eager versions only. Default: as well, but not with --model.")
+        bool | None,
+        typer.Option(
+            "--compiled/--eager", show_default=False, help="With torch.compile as well, or eager versions only. Default: as well, but not with --model."
+        ),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count, fewer where they would take longer than 30 s a size.")] = 25,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="CPU threads. Default: torch's choice, usually all cores.")] = None,
+    threads: Threads = None,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", show_default=False, help="Also write results.json and report.html there.")] = None,
     json: Json = False,

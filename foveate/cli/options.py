@@ -51,6 +51,7 @@ Weights = Annotated[
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Take the weights that timm names for this backbone (downloaded once).")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto (a GPU where there is one), cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images a step.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="CPU threads. Default: torch's choice, usually all cores.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default=False, help="Only the first N images, for a quick look. Default: all.")
 ]

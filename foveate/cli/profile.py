@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, bar, sheets, waiting
-from foveate.cli.options import Device, Json
+from foveate.cli.options import Device, Json, Threads
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def profile(
     ] = "deit_tiny_patch16_224",
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images a call.")] = 1,
     precision: Annotated[str, typer.Option(metavar="PRECISION", help="fp32 or bf16.")] = "fp32",
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="CPU threads. Default: torch's choice, usually all cores.")] = None,
+    threads: Threads = None,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every step once, in turn.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 3,
     device: Device = "cpu",
@@ -99,7 +99,8 @@ def profile_results(measured: Profile, settings: dict[str, Any], machine: dict[s
         machine=machine, made=made,
         tables=(Table("Taylor attention and softmax attention", head, tuple(table), f"All heads and layers; {about}. The layout of Table II of ViTALiTy.", 2),
                 Table("Steps of the attention block", head, tuple(block), "Shares are of multi-head attention, as in Fig. 1 of ViTALiTy.", 2)),
-        bars=(Bars("Steps of attention", "milliseconds an image", bars), Bars("The attention block", "milliseconds an image", (Bar("all blocks", _parts(measured.mha)),))),
+        bars=(Bars("Steps of attention", "milliseconds an image", bars),
+              Bars("The attention block", "milliseconds an image", (Bar("all blocks", _parts(measured.mha)),))),
         notes=("Each step runs for all heads and layers before the clock is read; all steps take turns, round by round.",
                "Biases, norms and convolutions around attention are left out. In bf16 the steps of Algorithm 1 run in bfloat16 for their time; "
                "the closed form is what inference runs."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, bar, columns, note, waiting
-from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, PlanText, Pretrained, Weights
+from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, PlanText, Pretrained, Threads, Weights
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def bench(
     batch: Annotated[list[int], typer.Option(min=1, metavar="N...", help="Images a call; several as in --batch 1 16.")] = [1, 16],  # noqa: B006
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every model once, in turn.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 4,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="CPU threads. Default: torch's choice, usually all cores.")] = None,
+    threads: Threads = None,
     device: Device = "cpu",
     data: Data = None,
     data_dir: DataDir = None,
