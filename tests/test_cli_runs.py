@@ -180,7 +180,7 @@ def test_predict_with_weights_from_a_file(base, capsys, tmp_path):
     assert {one["class"] for one in found["predictions"][0]["top"]} == {"0", "1", "2", "3"}
 
 
-@pytest.mark.parametrize("what", ["tokens", "heads", "cls-cka"])
+@pytest.mark.parametrize("what", ["tokens", "heads", "cls-cka", "attention"])
 def test_inspect(what, pruned, capsys, tmp_path):
     found = answer(capsys, "inspect", what, pruned, "--count", 4, "--out", tmp_path)
     page = Path(found["report"])
