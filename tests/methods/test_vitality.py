@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
@@ -236,3 +237,33 @@ def test_large_activations_do_not_overflow_in_half_precision(dtype):
         wide, half = fast(images), fast.to(dtype)(images.to(dtype))
     assert torch.isfinite(half).all()
     assert (half.float() - wide).abs().max() < 0.2 * wide.abs().max()
+
+
+class Shapes(TorchDispatchMode):
+    """Remembers the shape of everything that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **keywords or {})
+        self.seen |= {tuple(t.shape) for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, torch.Tensor)}
+        return result
+
+
+@pytest.mark.parametrize("plan, quadratic", [
+    ("vitality()", False), ("vitality(mode=vitality+kd)", False), ("vitality() + spvit(after=[1,3], keep=[0.7,0.4])", False),
+    ("vitality() + spvit(after=[1,3], keep=[0.7,0.4], select=argmax)", False), ("dense", True), ("vitality(mode=sparse)", True),
+])
+def test_inference_never_holds_a_map_of_all_pairs(plan, quadratic):
+    fast, images = tiny.adapted(fv.Plan.parse(plan)), tiny.images()
+    for module in fast.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    with torch.no_grad():
+        lengths = {n for block in fast.traced(images)[1].block_tokens for n in block} - {24}  # 24 is the width
+        with Shapes() as shapes:
+            fast(images)
+    assert {17, 18} & lengths
+    assert any(shape[-2:] == (n, n) for shape in shapes.seen for n in lengths) == quadratic
