@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,22 @@ class AdaptiveModel(nn.Module):
     def label_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Weighted losses of the methods that need the classes: logits [B, classes] of a masked pass, labels [B]."""
         return {f"{name}_{k}": v for name, hooks in self._hooks() for k, v in hooks.label_losses(logits, labels).items()}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a method of the plan sets something by what the dense backbone does on images, see `calibrate`."""
+        return any(hooks.calibrates for _, hooks in self._hooks())
+
+    def calibrate(self, batches: Tensor | Iterable[Tensor]) -> None:
+        """Lets the methods look at their dense backbone at work, before it is trained under the plan (`Hooks.calibrate`).
+
+        batches: normalised images [B, 3, H, W] of the training set, in one tensor or in several. Without it methods keep what they start from.
+        Raises FoveateError for a backbone whose weights are not all there, and as the methods do.
+        """
+        dense = adapt(restore(self), Plan(), self.card.name).eval()
+        kept = [batches] if isinstance(batches, Tensor) else list(batches)
+        for _, hooks in self._hooks():
+            hooks.calibrate(dense, kept)
 
     def forget(self) -> None:
         """Notes that the weights come from a saved run: the attention branches that methods have taken out were not in it.

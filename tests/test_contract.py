@@ -41,6 +41,9 @@ ROWS = {
     "efficient": lambda: [fv.Efficient()],
     "linformer+argmax": lambda: [fv.Linformer(rank=4), fv.SPViT(**STAGES, select="argmax")],
     "performer+topk": lambda: [fv.SPViT(**STAGES), fv.Performer()],
+    "vitcod": lambda: [fv.ViTCoD()],
+    "vitcod+topk": lambda: [fv.ViTCoD(), fv.SPViT(**STAGES)],
+    "vitcod+argmax": lambda: [fv.SPViT(**STAGES, select="argmax"), fv.ViTCoD(sparsity=0.7)],
     "pivot": lambda: [fv.PIVOT(skip=(2, 3))],
     "pivot-some": lambda: [fv.PIVOT(skip=(2, 4))],
     "pivot+topk": lambda: [fv.PIVOT(skip=(2, 3)), fv.SPViT(**STAGES)],
@@ -55,7 +58,7 @@ LINEAR = ("linformer", "performer", "lineartransformer", "efficient", "linformer
 REFUSED = {("swin", "vitality"), ("swin", "vitality+argmax")}  # shifted windows forbid pairs
 TABLE = [(row, "deit") for row in ROWS]
 TABLE += [(row, key) for key in tiny.MODELS if key != "deit" for row in EVERYWHERE if (key, row) not in REFUSED]
-TABLE += [(row, key) for row in LINEAR for key in ("siglip", "eva02", "pit")]
+TABLE += [(row, key) for row in (*LINEAR, "vitcod", "vitcod+topk", "vitcod+argmax") for key in ("siglip", "eva02", "pit")]
 TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some")]
 BATCH_NORM = {"lvvit", *tiny.ATTENTION_ONLY}  # which works on the batch in training
 
@@ -238,7 +241,7 @@ def test_a_training_step_in_mixed_precision_stays_finite(row):
 # export
 
 
-@pytest.mark.parametrize("row, key", [("topk", "deit"), ("random", "deit"), ("topk", "siglip")])
+@pytest.mark.parametrize("row, key", [("topk", "deit"), ("random", "deit"), ("topk", "siglip"), ("vitality+topk", "deit"), ("vitality-kd", "deit")])
 def test_static_plans_export_with_a_dynamic_batch(row, key):
     fast, images = adapted(row, key), tiny.images(key, 5)
     exported = torch.export.export(fast, (images[:3],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)).module()

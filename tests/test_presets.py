@@ -41,6 +41,16 @@ def test_swins_selectors_stand_behind_its_mergings(name):
     assert [b for b in range(1, card.depth) if card.blocks[b - 1].transition] == list(fv.Plan.parse(name).find("spvit").after)
 
 
+def test_the_preset_like_heatvit_prunes_what_pivot_says_of_it():
+    """40, 74 and 87 % of the tokens of DeiT-S gone in encoders 4-6, 7-9 and 10-12 (section 4.3 of PIVOT)."""
+    plan = fv.Plan.parse("heatvit-deit-small")
+    operations = fv.count("deit_small_patch16_224", plan).operations
+    seen = [next(o.m for o in operations if o.origin == f"blocks.{block}.mlp.fc1") for block in range(1, 13)]
+    assert seen == [197] * 3 + [1 + 118 + 1] * 3 + [1 + 51 + 2] * 3 + [1 + 25 + 3] * 3
+    assert round(sum(o.macs for o in operations if ".selector." not in o.origin) / 1e9, 2) == 2.31
+    assert not preset("heatvit-deit-small").fitted
+
+
 def test_baselines_have_presets():
     names = set(presets())
     assert {n.split("-")[0] for n in names} >= {"spvit", "random", "structure"}

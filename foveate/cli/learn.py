@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foveate.plan import Plan
     from foveate.train.recipe import Recipe
 
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32  # as many images as PIVOT calibrates on
 Out = Annotated[Path, typer.Option(metavar="RUN", show_default=False, help="Folder for the run: weights, checkpoints, metrics, settings.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped; the result is that of an uninterrupted run.")
@@ -193,10 +194,20 @@ def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, da
     preprocessing = preprocessing_for(target, model)
     with _stoppable():
         sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
+        if model.calibrates:
+            with waiting("calibrating"):
+                model.calibrate(_spread(sets.train, CALIBRATION_IMAGES))
         guided = bool(recipe.kl_weight or recipe.distill_weight or recipe.hard_weight)
         # The test set is read once, below, together with the trace of what happened.
         fit(model, out, replace(sets, test=None), recipe, teacher=teacher if guided else None, preprocessing=preprocessing, strict=strict, device=device, **options)
         test_once(out, model, sets.test, device)
+
+
+def _spread(images, count: int):
+    """Up to `count` images of a set, evenly spaced in it (a folder's are sorted by class), as evaluation sees them, in batches."""
+    chosen = [index * len(images) // min(count, len(images)) for index in range(min(count, len(images)))]
+    for start in range(0, len(chosen), CALIBRATION_BATCH):
+        yield images.batch(chosen[start : start + CALIBRATION_BATCH]).images
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from foveate.methods.random.config import Random
 from foveate.methods.spvit.config import SPViT
 from foveate.methods.structure.config import Structure
 from foveate.methods.vitality.config import ViTALiTy
+from foveate.methods.vitcod.config import ViTCoD
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (
-    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT)}
+    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT, ViTCoD)}
 
 
 def method_class(name: str) -> type[Method]:

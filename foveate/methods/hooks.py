@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable
+from typing import Callable, ClassVar, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class Hooks(nn.Module):
     The module is registered in the AdaptiveModel under the method's name, which prefixes its parameters.
     """
 
+    calibrates: ClassVar[bool] = False
+    """Whether `calibrate` does something, so that images are worth reading."""
+
     @property
     def taken(self) -> tuple[int, ...]:
         """1-based blocks whose attention branch `install` has taken out, so that the model and its saved run do not carry it."""
@@ -69,6 +72,9 @@ class Hooks(nn.Module):
 
     def uninstall(self, blocks: list[nn.Module]) -> None:
         """Undoes `install`."""
+
+    def calibrate(self, dense, batches: Iterable[Tensor]) -> None:
+        """Called before training with the dense model (adapted to the empty plan, in evaluation mode) and images in batches [B, 3, H, W]."""
 
     def enter(self, tokens: Tokens) -> Tokens:
         """Called on what the stem gives to block 1."""

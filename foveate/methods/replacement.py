@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foveate.errors import FoveateError
 from foveate.methods.base import Method, check_chosen_blocks, check_depth, check_pairs
 
 
@@ -22,3 +23,11 @@ class Replacement(Method):
     def chosen(self, card) -> tuple[int, ...]:
         """The blocks by number; for "all" every block, also one that another method of the plan takes."""
         return tuple(range(1, card.depth + 1)) if self.blocks == "all" else self.blocks
+
+
+def check_whole_grid(name: str, tokens, card, why: str) -> None:
+    """Raises FoveateError unless the Tokens that enter block 1 are all patches of the card's own grid; `why` says what method `name` has for each."""
+    (rows, columns), patches = card.blocks[0].grid, tokens.x.shape[1] - tokens.prefix
+    if tuple(tokens.grid) != (rows, columns) or patches != rows * columns:
+        raise FoveateError(f"{patches} patches of a {tokens.grid[0]}x{tokens.grid[1]} grid for {name} on {card.name}", f"all {rows * columns} of {rows}x{columns}: {why}",
+                           f"resize the images to {card.image_size[0]}x{card.image_size[1]} pixels, and create models with patch_drop_rate=0")

@@ -20,6 +20,7 @@ GOOD = {
     "performer": dict(features=8),
     "lineartransformer": dict(blocks=(1, 2)),
     "efficient": dict(blocks=(1, 2)),
+    "vitcod": dict(sparsity=0.8),
 }
 STAGED = ("spvit", "random")
 
@@ -90,7 +91,8 @@ BAD = [
     *[("performer", "seed", value) for value in (1.5, "0", None, True, -1, 2**63)],
     *[(name, field, value) for name, field in (("linformer", "rank"), ("performer", "features")) for value in (0, -1, 1.5, True, "8", float("nan"))],
     ("linformer", "rank", None),
-    *[(name, "blocks", value) for name in ("linformer", "performer", "lineartransformer", "efficient") for value in ("some", (), (3, 2), (0,), None)],
+    *[("vitcod", "sparsity", value) for value in (1, 1.0, -0.1, 90, "0.9", None, True, float("nan"), BIG)],
+    *[(name, "blocks", value) for name in ("linformer", "performer", "lineartransformer", "efficient", "vitcod") for value in ("some", (), (3, 2), (0,), None)],
     *[("structure", field, value) for field, value in [
         ("keep", 0), ("keep", 1.5), ("keep", "half"), ("keep", (0.5, 0.5)), ("keep", ()), ("keep", None), ("keep", float("nan")),
         ("blocks", "some"), ("blocks", ()), ("blocks", (2, 2)), ("blocks", (3, 2)), ("blocks", (0,)), ("blocks", 1.5), ("blocks", None)]],

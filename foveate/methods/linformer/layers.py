@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError
 from foveate.methods.hooks import AttentionHooks
 from foveate.methods.linformer.config import Linformer, places
+from foveate.methods.replacement import check_whole_grid
 from foveate.nn.linear import linformer
 from foveate.nn.mixing import Attention
 from foveate.nn.tokens import PREFIX, Tokens
@@ -28,12 +28,7 @@ class LinformerHooks(AttentionHooks):
         self.projections = nn.ParameterDict({str(number): nn.Parameter(start(number)) for number in config.chosen(card)})
 
     def enter(self, tokens: Tokens) -> Tokens:
-        card, (rows, columns) = self.card, self.card.blocks[0].grid
-        patches = tokens.x.shape[1] - tokens.prefix
-        if tuple(tokens.grid) != (rows, columns) or patches != rows * columns:
-            raise FoveateError(f"{patches} patches of a {tokens.grid[0]}x{tokens.grid[1]} grid for linformer on {card.name}",
-                               f"all {rows * columns} of {rows}x{columns}: its E and F have a column for each",
-                               f"resize the images to {card.image_size[0]}x{card.image_size[1]} pixels, and create models with patch_drop_rate=0")
+        check_whole_grid("linformer", tokens, self.card, "its E and F have a column for each")
         return tokens
 
     def function(self, block: int, tokens: Tokens, scale: float) -> Attention:
