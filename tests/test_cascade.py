@@ -20,7 +20,9 @@ from foveate.trace import Trace
 ARGMAX = fv.Plan([fv.SPViT(after=(1, 3), keep=(0.7, 0.4), select="argmax")])
 TOPK = fv.Plan([fv.SPViT(after=(2,), keep=(0.5,))])
 DENSE = fv.Plan()
-CHAINS = {"two": (ARGMAX, DENSE), "three": (ARGMAX, TOPK, DENSE), "dear first": (DENSE, TOPK)}
+PIVOT = fv.Plan([fv.PIVOT(skip=(2, 3))])
+CHAINS = {"two": (ARGMAX, DENSE), "three": (ARGMAX, TOPK, DENSE), "dear first": (DENSE, TOPK), "pivot": (PIVOT, DENSE),
+          "mixed": (fv.Plan([fv.PIVOT(skip=(2, 4)), fv.SPViT(after=1, keep=0.5)]), PIVOT)}
 GATES = [fv.Entropy, fv.MaxProbability, fv.Margin]
 COUNT = 10
 
@@ -283,6 +285,16 @@ def test_cascades_come_back(saved):
     assert isinstance(back, fv.Cascade) and back.plan == model.plan == fv.Plan.parse(str(saved)) and not back.training
     assert sorted(path.name for path in saved.iterdir()) == ["effort-1", "effort-2", "effort-3", PLAN]
     assert [fv.load(folder).plan for folder in model.plan.folders(saved)] == list(model.plan.efforts)
+
+
+def test_efforts_of_pivot_come_back_without_what_they_skip(tmp_path):
+    model, images = cascade("mixed"), tiny.images(count=COUNT)
+    back = fv.load(fv.save(model, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(back(images), model(images))
+    trace = model.traced(images)[1]
+    assert [one.trace.skipped for one in trace.passes] == [(2, 4), (2, 3)] and fv.Trace.from_json(trace.to_json()).passes[1].trace.skipped == (2, 3)
+    assert fv.count(model, trace=trace).params == sum(p.numel() for p in back.parameters())
 
 
 def test_settings_of_the_save_reach_every_effort(tmp_path):

@@ -24,11 +24,11 @@ def sweep_results(plan: CascadePlan, outcomes: Outcomes, points: list[SweepPoint
                   f"On the {outcomes.images:,} images that the thresholds were calibrated on; {outcomes.cost}. EDP is energy times delay of the mean image; "
                   "summed over passes, as PIVOT prints it for cascades, it falls into the pass of the low effort where that answered, those of higher "
                   "efforts that answered, and passes whose answer was not taken.", left=0)  # fmt: skip
-    accuracy = Chart("Accuracy and the low effort constraint", "LEC (% of images)", "top-1 accuracy (%)", lec,
+    accuracy = Chart("Accuracy over the low effort constraint", "LEC (% of images)", "top-1 accuracy (%)", lec,
                      (Line("cascade", np.array([point.accuracy_percent for point in points])),), "Thresholds rise from left to right.")
     products = (Line("energy x delay of the mean image", np.array([point.edp for point in points])),
                 Line("summed over passes", np.array([point.edp_of_passes for point in points])))
-    edp = Chart("Energy-delay product and the low effort constraint", "LEC (% of images)", f"EDP ({product})", lec, products)
+    edp = Chart("Energy-delay product over the constraint", "LEC (% of images)", f"EDP ({product})", lec, products)
     bars = tuple(Bar(f"LEC {100 * point.lec:g}", tuple(zip(PARTS, (point.edp_low, point.edp_high, point.edp_recomputation)))) for point in points)
     split = Bars("Where the energy-delay product comes from", f"EDP summed over passes ({product})", bars)
     return Results(str(plan), _sentence(points), machine=machine, made=made, tables=(table,), charts=(accuracy, edp), bars=(split,))
