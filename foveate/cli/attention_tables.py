@@ -44,18 +44,21 @@ def kernel_results(races: Sequence[Race], crossovers: Mapping[str, int | None], 
 def model_results(rows: Sequence[tuple[str, Card, Mapping[str, Timing], Mapping[str, str]]], settings: Mapping[str, Any]) -> Results:
     """The report of whole models; rows: precision, the backbone's card at that size, its timings, what did not compile."""
     every = list(dict.fromkeys(name for _, _, timings, _ in rows for name in timings))
-    softmax = [name for name in every if not name.startswith(TAYLOR)]
-    table, found = [], []
+    table, times, found = [], [], []
     for precision, card, timings, left_out in rows:
-        size, tokens = "x".join(map(str, card.image_size)), card.prefix_tokens + card.blocks[0].patches
-        baseline = timings[next(iter(timings.values())).baseline]
-        table.append((precision, size, f"{tokens:,}", *(_ms(timings.get(name)) for name in softmax), baseline.name, *_compared(timings, every)))
+        tokens, baseline = card.prefix_tokens + card.blocks[0].patches, timings[next(iter(timings.values())).baseline]
+        key = (precision, "x".join(map(str, card.image_size)), f"{tokens:,}")
+        table.append((*key, baseline.name, _ms(baseline), *_compared(timings, every)))
+        times.append((*key, *(_ms(timings.get(name)) for name in every)))
         found.append({"precision": precision, "image_size": list(card.image_size), "tokens": tokens, "left_out": dict(left_out)} | figures_of(timings))
-    head = ("precision", "pixels", "tokens", *(f"{name} (ms)" for name in softmax), "best dense", *_heads(every))
+    count = settings["threads"]
+    about = f"Batch {settings['batch']}, {settings['device']}, {count} thread{'s' * (count != 1)}."
     said = ", ".join(f"{row['speedup']:.3g} times as fast at {row['image_size'][0]} px in {row['precision']}" for row in found)
     return Results(
         f"{settings['model']} with Taylor attention", f"The plan vitality() over the best dense version: {said}.",
-        tables=(Table("Whole model, milliseconds an image", head, tuple(table), CHOSEN, 2),),
+        tables=(Table("Taylor attention over the best dense version", ("precision", "pixels", "tokens", "best dense", "ms", *_heads(every)),
+                      tuple(table), CHOSEN, 4),
+                Table("Milliseconds an image of every version", ("precision", "pixels", "tokens", *every), tuple(times), about, 3)),
         notes=("Dense versions differ in how softmax attention is computed; random weights, with which times are those of trained ones.",
                *(f"{name} was left out at {row['image_size'][0]} px: {why}" for row in found for name, why in row["left_out"].items())),
         figures=dict(settings) | {"plan": "vitality()", "results": found})  # fmt: skip
