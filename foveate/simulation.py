@@ -73,6 +73,17 @@ def machine_of(target: str) -> sim.Machine:
     return _told(sim.load, str(target))
 
 
+def timeline(ledger: Ledger, target: str, mapping: str | None = None) -> tuple[int, sim.Timeline]:
+    """When each unit of a pipelined machine works on what, in the first block in which units overlap; cycle 0: the projections are done.
+
+    Returns the block's number and its timeline. Raises FoveateError for a machine whose units never overlap, and as `simulate` does.
+    """
+    machine = machine_of(target)
+    rules = None if mapping is None else _told(sim.load_mapping, str(mapping), machine)
+    lines = _told(sim.timelines, ledger.operations, machine, rules)
+    return min(lines.items(), key=lambda line: (line[1].cycles == line[1].serial_cycles, line[0]))
+
+
 def write_scale_sim(folder: Path, ledger: Ledger, machine: sim.Machine) -> dict[str, Path]:
     """Writes SCALE-Sim's files for the products of matrices of a Ledger; see foveate.sim.scalesim. Raises FoveateError."""
     return _told(scalesim.write_scale_sim, folder, ledger.operations, machine)

@@ -13,6 +13,8 @@ from foveate.cli.seen import Fractions, Tokens, TraceOf, fractions_of, tokens_of
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from foveate.simulated import Simulation
 
 
@@ -51,7 +53,7 @@ def targets(
             raise FoveateError(f"`foveate targets {what} {file}`", "one target, or check FILE", f"write foveate targets {what}")
         name = file if what == "check" else what
         answer.data = explain(machine_of(name))
-        shipped = SHIPPED / f"{name}.toml"
+        shipped = SHIPPED / f"{name.partition('@')[0]}.toml"
         answer.shown = [(shipped if shipped.is_file() else Path(name)).read_text(encoding="utf-8").rstrip()] if toml else _explained(answer.data)
 
 
@@ -65,6 +67,9 @@ def simulate(
     fractions: Fractions = None,
     mapping: Annotated[
         str | None, typer.Option(metavar="FILE", show_default=False, help="A TOML file of [[mapping]] tables instead of the machine's own.".replace("[", "\\["))
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, help="Draw when each unit works in the first block whose units overlap.")
     ] = None,
     stalls: Annotated[bool, typer.Option("--stalls", help="Let arrays wait for the memory outside (published figures do not).")] = False,
     scale_sim: Annotated[
@@ -87,18 +92,47 @@ def simulate(
         card, models = cards[-1], cards if len(cards) > 1 and hasattr(chosen, "efforts") else cards[-1]
         given = {"trace": trace_of(trace), "tokens": tokens_of(tokens), "fractions": fractions_of(fractions)}
         found = simulated(models, chosen, target, batch, mapping=mapping, stalls=stalls, **given)
-        dense = simulated(card, None, target, batch, mapping=mapping, stalls=stalls)
-        answer.data = {"model": card.name, "plan": str(chosen)} | _figures(found) | {"latency_ms_dense": dense.latency_ms, "energy_mj_dense": dense.energy_mj}
+        dense = _dense(lambda: simulated(card, None, target, batch, mapping=mapping, stalls=stalls))
+        costs = {f"{figure}_dense": getattr(dense, figure, None) for figure in ("latency_ms", "energy_mj")}
+        answer.data = {"model": card.name, "plan": str(chosen)} | _figures(found) | costs
         answer.shown = [f"{card.name}, {chosen}", found.table(), _units(found), _summary(found, dense)]
         if scale_sim is not None:
             paths = write_scale_sim(scale_sim, found, machine_of(target))
             answer.data["scale_sim"] = paths
             command = f"-c {paths['config']} -t {paths['topology']} -l {paths['layout']} -i gemm"
             answer.shown.append(f"SCALE-Sim: python -m scalesim.scale {command}")
+        if timeline is not None:
+            _draw(found, target, mapping, timeline)
+            answer.data["timeline"] = timeline
+            answer.shown.append(f"timeline: {timeline}")
         for text in found.remarks:
             note(text)
         if "upper bound" in found.label:
             note("this plan's cost depends on the image; give --trace RUN, --tokens N,N,... or, for a cascade, --fractions F,F,...")
+
+
+def _dense(simulated: Callable[[], Simulation]) -> Simulation | None:
+    """The dense model on the same machine; None on machines that have no unit for its softmax."""
+    try:
+        return simulated()
+    except FoveateError:
+        return None
+
+
+def _draw(found: Simulation, target: str, mapping: str | None, path: Path) -> None:
+    """The attention of the first block whose units overlap, with what is done beforehand, into a file."""
+    from foveate.report.timelines import Span, timeline_figure, write_timeline
+    from foveate.simulation import timeline
+
+    block, line = timeline(found.passes[0][0] if found.passes else found, target, mapping)
+    spans = []
+    for event in line.events:
+        name, _, piece = event.task.name.partition("@")
+        spans.append(Span(event.task.unit, name, event.start, event.end, int(piece.rpartition("#")[2])))
+    mixing = [span.end for span in spans if span.start >= 0 and span.name.startswith("attn.") and "proj" not in span.name]
+    last = max(mixing, default=line.cycles)
+    title = f"Block {block} on {found.target}"
+    write_timeline(path, timeline_figure(spans, title, -0.3 * last, last, "0: the projections are done; figures on the bars: heads"))
 
 
 def _figures(found: Simulation) -> dict[str, Any]:
@@ -120,17 +154,19 @@ def _units(found: Simulation) -> Any:
     shown = table("unit", "ms", "mJ", "share of ms")
     energy = found.by_unit("energy_mj")
     for unit, latency in found.by_unit().items():
-        if latency:
+        if latency or energy[unit]:
             shown.add_row(unit, f"{latency:.3f}", _figure(energy[unit] or None), f"{100 * latency / found.latency_ms:.1f} %")
     return shown
 
 
-def _summary(found: Simulation, dense: Simulation) -> str:
+def _summary(found: Simulation, dense: Simulation | None) -> str:
     parts = [f"{found.latency_ms:.4g} ms", f"{found.images_per_s:.4g} images/s"]
     if found.energy_mj is not None:
         parts += [f"{found.energy_mj:.4g} mJ", f"{found.edp:.4g} J ms (energy x delay)", f"{found.fps_per_w:.4g} images/s/W"]
     if found.passes and found.energy_mj is not None:
         parts.append(f"{found.edp_of_passes:.4g} J ms (sum over passes)")
+    if dense is None:
+        return ", ".join(parts) + "; the dense model needs units that this machine does not have"
     return ", ".join(parts) + f"; {dense.latency_ms / found.latency_ms:.3g} times as fast as the dense {dense.latency_ms:.4g} ms"
 
 
@@ -140,6 +176,8 @@ def _explained(data: dict[str, Any]) -> list[Any]:
     if data["knee_macs_per_byte"]:
         facts.append(f"roofline   {data['bandwidth_gb_s']:g} GB/s; below {data['knee_macs_per_byte']:.3g} MACs a byte the memory is the limit")
     facts += [f"power      {data['power_w']:g} W"] if data["power_w"] else []
+    facts += [f"synthesis  {data['area_mm2']:.4g} mm2, {1000 * data['rated_power_w']:.5g} mW"] if data["area_mm2"] and data["rated_power_w"] else []
+    facts += [f"copies     {data['copies']:.4g} of it share the work"] if data["copies"] != 1 else []
     shown = table("unit", "is", "figures", left=3)
     for unit in data["units"]:
         shown.add_row(unit["unit"], unit["is"], ", ".join(f"{key} {value}" for key, value in unit.items() if key not in ("unit", "is")))

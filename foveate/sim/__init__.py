@@ -15,6 +15,7 @@ from foveate.sim.dataflow import Folding
 from foveate.sim.errors import SimError
 from foveate.sim.machine import Machine
 from foveate.sim.mapping import NOWHERE, Rule
-from foveate.sim.run import remarks, simulate
+from foveate.sim.run import remarks, simulate, timelines
+from foveate.sim.timeline import Timeline
 
-__all__ = ["NOWHERE", "Cost", "Folding", "Machine", "Rule", "SimError", "load", "load_mapping", "remarks", "simulate", "targets"]
+__all__ = ["NOWHERE", "Cost", "Folding", "Machine", "Rule", "SimError", "Timeline", "load", "load_mapping", "remarks", "simulate", "targets", "timelines"]

@@ -26,6 +26,18 @@ class Once:
     energy_mj: float | None = None
 
 
+@dataclass(frozen=True)
+class Results:
+    """What an operation hands on to further units: m x n elements, whatever made them."""
+
+    kind: str
+    origin: str
+    m: int
+    n: int
+    k: int
+    times: float
+
+
 def accelerator_costs(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule], stalls: bool = False) -> list[Cost]:
     """A cost for every operation and unit, in order, and the machine's overheads where they fall due.
 
@@ -39,9 +51,10 @@ def accelerator_costs(operations: Sequence[Work], machine: Machine, rules: Seque
             continue
         shape = (rule, work.kind, work.m, work.n, work.k, work.times, machine.density(work.origin))
         if shape not in known:
-            known[shape] = [once(work, machine, rule, name, stalls) for name in rule.units]
-        for name, one in zip(rule.units, known[shape]):
+            known[shape] = [once(work, machine, rule, name, stalls) for name in rule.units], memory_energies(work, machine, rule)
+        for name, one in zip(rule.units, known[shape][0]):
             costs.append(cost_of(index, work, machine, name, one, fill_cycles(work, machine, rule, name, filled)))
+        costs += memory_costs(index, work, known[shape][1])
     return with_overheads(costs, machine)
 
 
@@ -52,6 +65,11 @@ def cost_of(index: int, work: Work, machine: Machine, unit: str, one: Once, fill
     energy = None if one.energy_mj is None else one.energy_mj * work.times
     energy = energy if machine.power_w is None else millijoules(machine.power_w, latency)
     return Cost(index, work.kind, work.origin, unit, cycles, latency, energy, one.stall_cycles * work.times)
+
+
+def memory_costs(index: int, work: Work, energies: dict[str, float]) -> list[Cost]:
+    """What all repetitions of an operation cost in memories; they take no time of their own here."""
+    return [Cost(index, work.kind, work.origin, name, None, 0.0, energy * work.times) for name, energy in energies.items()]
 
 
 def fill_cycles(work: Work, machine: Machine, rule: Rule, unit: str, filled: set[tuple[str, str]]) -> float:
@@ -66,6 +84,8 @@ def fill_cycles(work: Work, machine: Machine, rule: Rule, unit: str, filled: set
 def once(work: Work, machine: Machine, rule: Rule, unit: str, stalls: bool = False) -> Once:
     """One repetition of an operation on `unit`, one of those that `rule` names."""
     found = machine.unit(unit)
+    if unit != rule.unit:
+        work = Results("elementwise", work.origin, work.m, work.n, 1, work.times)
     return _on_array(work, machine, found, rule, stalls) if isinstance(found, Array) else _on_processor(work, machine, found)
 
 
@@ -92,36 +112,54 @@ def _on_array(work: Work, machine: Machine, array: Array, rule: Rule, stalls: bo
     if work.kind not in PRODUCTS and rule.cycles_per_fold is None:
         raise _cannot(work, machine, array.name, "products of matrices (gemm, conv)")
     fold = folding(work, array, rule, machine)
-    outside = outside_words(fold, buffer_room(machine, array)).bytes(machine.precision_bits, array.sum_bits) if work.kind in PRODUCTS else 0.0
+    outside = _outside_bytes(work, machine, array, fold)
     waiting = 0.0
     slow = [m.bandwidth_gb_s for m in machine.memories if m.holds in ("outside", "all") and m.bandwidth_gb_s]
     if stalls and slow:
         # With double buffers the next operands come while the array works, so that only the longer of the two counts.
         waiting = max(0.0, outside / (min(slow) * 1e3) * machine.clock_mhz - fold.cycles)
     latency = milliseconds(fold.cycles + waiting, machine.clock_mhz)
-    return Once(latency, fold.cycles, waiting, _array_energy(work, machine, array, fold, rule, outside, latency))
+    return Once(latency, fold.cycles, waiting, _array_energy(work, machine, array, fold, rule, latency))
 
 
-def _array_energy(work: Work, machine: Machine, array: Array, fold: Folding, rule: Rule, outside: float, latency_ms: float) -> float | None:
-    """Millijoules of the array and of the bytes it moves, as far as the machine states them; None where it states nothing.
+def _outside_bytes(work: Work, machine: Machine, array: Array, fold: Folding) -> float:
+    """Bytes that miss the array's buffers."""
+    return outside_words(fold, buffer_room(machine, array)).bytes(machine.precision_bits, array.sum_bits) if work.kind in PRODUCTS else 0.0
+
+
+def _array_energy(work: Work, machine: Machine, array: Array, fold: Folding, rule: Rule, latency_ms: float) -> float | None:
+    """Millijoules of the array, as far as the machine states them; None where it states nothing."""
+    product = work.kind in PRODUCTS
+    macs = work.m * work.n * work.k * machine.density(work.origin) ** (rule.pairs == "masked") if product else 0
+    parts = [] if array.power_w is None else [millijoules(array.power_w, latency_ms)]
+    parts += [] if array.energy_pj_per_mac is None else [array.energy_pj_per_mac * macs * 1e-9]
+    parts += [] if array.energy_pj_per_weight is None else [array.energy_pj_per_weight * array_words(fold).weights * product * 1e-9]
+    if array.activity is not None:
+        parts.append(array.activity * millijoules(array.rated_power_w, milliseconds(macs / (array.rows * array.columns), machine.clock_mhz)))
+    return sum(parts) if parts else None
+
+
+def memory_energies(work: Work, machine: Machine, rule: Rule) -> dict[str, float]:
+    """Millijoules that one repetition of a product costs in each memory that states an energy.
 
     Buffers carry what the array reads and writes; shared memory and the memory outside carry what misses the buffers.
     """
-    product, words = work.kind in PRODUCTS, array_words(fold)
-    macs = work.m * work.n * work.k * machine.density(work.origin) ** (rule.pairs == "masked") if product else 0
+    array = machine.unit(rule.unit)
+    if machine.power_w is not None or work.kind not in PRODUCTS or not isinstance(array, Array):
+        return {}
+    fold, energies = folding(work, array, rule, machine), {}
+    words = array_words(fold)
     carried = {"inputs": words.inputs, "weights": words.weights, "outputs": words.outputs}
-    parts = [] if array.power_w is None else [millijoules(array.power_w, latency_ms)]
-    parts += [] if array.energy_pj_per_mac is None else [array.energy_pj_per_mac * macs * 1e-9]
-    parts += [] if array.energy_pj_per_weight is None else [array.energy_pj_per_weight * words.weights * product * 1e-9]
-    if array.activity is not None:
-        parts.append(array.activity * millijoules(array.rated_power_w, milliseconds(macs / (array.rows * array.columns), machine.clock_mhz)))
     for memory in machine.memories:
-        if memory.energy_pj_per_byte is not None and product:
-            moved = carried[memory.holds] * machine.precision_bits / 8 if memory.holds in carried else outside
+        if memory.energy_pj_per_byte is not None:
             if memory.line_words:
                 moved = line_bytes(work, rule, memory.line_words, machine.precision_bits, array.sum_bits)
-            parts.append(memory.energy_pj_per_byte * moved * 1e-9)
-    return sum(parts) if parts else None
+            elif memory.holds in carried:
+                moved = carried[memory.holds] * machine.precision_bits / 8
+            else:
+                moved = _outside_bytes(work, machine, array, fold)
+            energies[memory.name] = memory.energy_pj_per_byte * moved * 1e-9
+    return energies
 
 
 def _on_processor(work: Work, machine: Machine, unit: Processor) -> Once:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from foveate.sim.accelerator import Once, cost_of, fill_cycles, once, with_overheads
+from foveate.sim.accelerator import Once, cost_of, fill_cycles, memory_costs, memory_energies, once, with_overheads
 from foveate.sim.cost import Cost, Work, millijoules, milliseconds
 from foveate.sim.errors import SimError
 from foveate.sim.machine import Flow, Machine
@@ -21,11 +21,11 @@ from foveate.sim.timeline import Task, Timeline, schedule
 class Step:
     """One operation of a block on its units. number: its place in the block. pieces: tasks that it is cut into on each unit.
 
-    flow: what it waits for; None: everything before it. ran: (unit, one repetition, cycles to fill) for each unit.
+    rule: where it runs. flow: what it waits for; None: everything before it. ran: (unit, one repetition, cycles to fill) for each unit.
     """
 
-    def __init__(self, number: int, work: Work, flow: Flow | None, ran: list[tuple[str, Once, float]]):
-        self.number, self.work, self.flow, self.ran = number, work, flow, ran
+    def __init__(self, number: int, work: Work, rule: Rule, flow: Flow | None, ran: list[tuple[str, Once, float]]):
+        self.number, self.work, self.rule, self.flow, self.ran = number, work, rule, flow, ran
         self.name = _name(work)
         self.pieces = int(work.times) if flow else 1
 
@@ -56,9 +56,20 @@ def pipeline_costs(operations: Sequence[Work], machine: Machine, rules: Sequence
 
 
 def block_timelines(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule], stalls: bool = False) -> dict[int, Timeline]:
-    """The timeline of each block, by its 1-based number; tasks are called "attn.context@SA-General#1", the last figure the head."""
-    blocks = {int(part[0].origin.split(".")[1]): part for _, part in _parts(operations) if _in_block(part[0])}
-    return {number: _placed(_steps(part, machine, tuple(rules), stalls), machine) for number, part in blocks.items()}
+    """The timeline of each block, by its 1-based number; tasks are called "attn.context@SA-General#1", the last figure the head.
+
+    Cycle 0 is where what has no flow and stands before all flows (the projections) has ended; without flows the block's beginning.
+    """
+    lines = {}
+    for _, part in _parts(operations):
+        if _in_block(part[0]):
+            steps = _steps(part, machine, tuple(rules), stalls)
+            line = _placed(steps, machine)
+            flowing = next((step.number for step in steps if step.flow), 0)
+            first = {step.task(-1, step.pieces) for step in steps if step.number < flowing}
+            zero = max((event.end for event in line.events if event.task.name in first), default=0.0)
+            lines[int(part[0].origin.split(".")[1])] = line.shifted(-zero)
+    return lines
 
 
 def _parts(operations: Sequence[Work]) -> list[tuple[int, list[Work]]]:
@@ -86,7 +97,8 @@ def _alone(index: int, work: Work, machine: Machine, rules: Sequence[Rule], stal
     if rule.unit == NOWHERE:
         return [Cost(index, work.kind, work.origin, NOWHERE, None, 0.0)]
     units = [(name, once(work, machine, rule, name, stalls)) for name in rule.units]
-    return [cost_of(index, work, machine, name, one, fill_cycles(work, machine, rule, name, filled)) for name, one in units]
+    costs = [cost_of(index, work, machine, name, one, fill_cycles(work, machine, rule, name, filled)) for name, one in units]
+    return costs + memory_costs(index, work, memory_energies(work, machine, rule))
 
 
 def _block(part: list[Work], machine: Machine, rules: tuple[Rule, ...], stalls: bool) -> list[Cost]:
@@ -104,6 +116,7 @@ def _block(part: list[Work], machine: Machine, rules: tuple[Rule, ...], stalls: 
             cost = cost_of(number, work, machine, unit, one, fill)
             energy = cost.energy_mj if machine.power_w is None else millijoules(machine.power_w, latency)
             costs.append(replace(cost, latency_ms=latency, energy_mj=energy))
+        costs += memory_costs(number, work, memory_energies(work, machine, step.rule))
     return costs
 
 
@@ -118,7 +131,7 @@ def _steps(part: list[Work], machine: Machine, rules: tuple[Rule, ...], stalls: 
             raise SimError(given, "whole repetitions", "give the trace itself, whose images run one by one")
         flow = next((flow for flow in machine.flows if fnmatchcase(_name(work), flow.operation)), None)
         ran = [(name, once(work, machine, rule, name, stalls), fill_cycles(work, machine, rule, name, filled)) for name in rule.units]
-        steps.append(Step(number, work, flow, ran))
+        steps.append(Step(number, work, rule, flow, ran))
     for section in _sections(steps):
         if len({step.work.times for step in section}) > 1:
             for step in section:

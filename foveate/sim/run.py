@@ -70,6 +70,8 @@ def remarks(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule] 
     found = [note.text for note in machine.notes if any(fnmatchcase(model, pattern) for pattern in note.models)]
     if machine.kind == "roofline":
         found.insert(0, "a roofline: for planning, not a measurement")
+    if any(rule.pairs == "masked" for rule in rules) and not machine.densities and machine.constants.get("density", 1) == 1:
+        found.append(f"an upper bound: every pair of a query and a key survives; give {machine.name.partition('@')[0]}@density=... as it was measured")
     mapped = [(work, rule_for(rules, work.kind, work.origin, machine.name)) for work in operations] if rules else []
     free = dict.fromkeys(f"nothing is charged for {', '.join(rule.kinds)}: {rule.why}" for _, rule in mapped if rule.unit == NOWHERE)
     return [*found, *free, *_spilling(mapped, machine)]

@@ -2,7 +2,8 @@
 
 A task works on one unit for some cycles. It starts when its unit is free, when every task `after` which it comes has ended, and
 one step after the start of every task whose results it takes as they come (`follows`), or later, so that it ends no earlier than
-one step after the last of those results: a quick unit does not wait with a slow one, but does something else first. A unit that is free takes the task that can begin first, and of several the one that was given first.
+one step after the last of those results: a quick unit does not wait with a slow one, but does something else first. A unit that
+is free takes the task that can begin first, and of several the one that was given first.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Timeline:
     @property
     def cycles(self) -> float:
         """From the first start to the last end."""
-        return max((event.end for event in self.events), default=0)
+        return max((event.end for event in self.events), default=0.0) - min((event.start for event in self.events), default=0.0)
 
     @property
     def serial_cycles(self) -> float:
@@ -56,9 +57,13 @@ class Timeline:
             totals[event.task.unit] = totals.get(event.task.unit, 0) + event.task.cycles
         return totals
 
+    def shifted(self, cycles: float) -> "Timeline":
+        """The same, so many cycles later."""
+        return Timeline(tuple(Event(event.task, event.start + cycles, event.end + cycles) for event in self.events))
+
     def exposed(self) -> dict[str, float]:
-        """Cycles of the whole that each task stands for: at every moment the one that runs on the busiest unit; these add up to `cycles`."""
-        busy, running, now = self.busy(), [], 0.0
+        """Cycles of the whole that each task stands for: at every moment the one on the busiest unit; these add up to `cycles`."""
+        busy, running, now = self.busy(), [], min((event.start for event in self.events), default=0.0)
         added = {event.task.name: 0.0 for event in self.events}
         coming = sorted(self.events, key=lambda event: event.start, reverse=True)
         while coming or running:

@@ -72,11 +72,12 @@ def test_energies_of_units_and_memories_add_up():
         Memory("in", "inputs", 64, energy_pj_per_byte=1), Memory("w", "weights", 0.25, energy_pj_per_byte=2), Memory("o", "outputs", 64),
         Memory("dram", "outside", energy_pj_per_byte=100),
     )  # fmt: skip
-    cost = one(work(), arrays=(array,), memories=memories)
+    cost, *moved = sim.simulate([work()], machine(arrays=(array,), memories=memories))
     inputs, weights = 10 * 30, 20 * 30 * 3  # weights stream once for every 4 of the 10 inputs; 600 bytes do not fit into 256
     outside = inputs + weights + 10 * 20
-    expected = 0.5 * cost.latency_ms + (0.3 * 10 * 20 * 30 + inputs + 2 * weights + 100 * outside) * 1e-9
-    assert cost.energy_mj == pytest.approx(expected)
+    assert cost.energy_mj == pytest.approx(0.5 * cost.latency_ms + 0.3 * 10 * 20 * 30 * 1e-9)
+    assert {one.unit: one.energy_mj for one in moved} == pytest.approx({"in": inputs * 1e-9, "w": 2 * weights * 1e-9, "dram": 100 * outside * 1e-9})
+    assert all(one.latency_ms == 0 for one in moved)
     lanes = Processor("ps", ns_per_element=2, power_w=0.1, energy_pj_per_element=4)
     assert one(work("softmax"), processors=(lanes,)).energy_mj == pytest.approx(0.1 * 400e-6 + 4 * 200e-9)
 
