@@ -25,7 +25,8 @@ Out = Annotated[Path, typer.Option(metavar="RUN", show_default=False, help="Fold
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped; the result is that of an uninterrupted run.")
 ]
-RecipeName = Annotated[str, typer.Option(metavar="RECIPE", help="base-nano, spvit, spvit-nano, or a recipe.json.")]
+RECIPES_HELP = "base-nano, spvit, vitality, pivot (the papers' recipes), spvit-nano, vitality-nano, pivot-nano (short, for 28x28 images)"
+RecipeName = Annotated[str, typer.Option(metavar="RECIPE", help=f"{RECIPES_HELP}, or a recipe.json.")]
 Epochs = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="Passes over the training images. Default: the recipe's.")]
 Batch = Annotated[
     int | None, typer.Option("--batch-size", min=1, metavar="N", show_default=False, help="Images a step over all processes. Default: the recipe's.")
@@ -128,8 +129,7 @@ def adapt(
         typer.Option(
             metavar="RECIPE",
             show_default=False,
-            help="spvit (60 epochs, section 6.1 of its paper), vitality (300 epochs, DeiT's), the short spvit-nano and vitality-nano, or a recipe.json. "
-            "Default: the preset's; else that of the plan's first method, with -nano for foveate_nano*.",
+            help=f"{RECIPES_HELP}, or a recipe.json. Default: the preset's; else that of the plan's first method, with -nano for foveate_nano*.",
         ),
     ] = None,
     epochs: Epochs = None,

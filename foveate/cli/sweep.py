@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, columns, note
-from foveate.cli.learn import Batch, Epochs, Resume, Seed, Settings, TrainSplit, dense_target, fine_tune
+from foveate.cli.learn import RECIPES_HELP, Batch, Epochs, Resume, Seed, Settings, TrainSplit, dense_target, fine_tune
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
 from foveate.cli.recipes import chosen_recipe, setting_value, usual_recipe
 from foveate.cli.runs import check_folder
@@ -40,7 +40,7 @@ def sweep(
     ] = None,
     data: Data = None,
     data_dir: DataDir = None,
-    recipe: Annotated[str | None, typer.Option(metavar="RECIPE", show_default=False, help="As for adapt.")] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="RECIPE", show_default=False, help=f"{RECIPES_HELP}, or a recipe.json. Default: as for adapt.")] = None,
     epochs: Epochs = None,
     batch_size: Batch = None,
     split: TrainSplit = None,
