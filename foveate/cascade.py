@@ -77,6 +77,10 @@ class Cascade(nn.Module):
         inner = _inner(trace, len(images), len(self.efforts))
         return self._climb(images, lambda number, group: (self.efforts[number - 1].masked(group, inner[number]), None), trace)[0]
 
+    def too_hard(self, number: int, logits: Tensor) -> Tensor:
+        """Which of the images that effort `number` (1-based) gave `logits` [B, classes] its gate passes on to the next effort, bool [B]."""
+        return passes_on(self.plan.gates[number - 1], logits)
+
     def _climb(
         self, images: Tensor, run: Callable[[int, Tensor], tuple[Tensor, Trace | None]], decisions: Trace | None = None
     ) -> tuple[Tensor, Trace]:
@@ -94,7 +98,7 @@ class Cascade(nn.Module):
                 passes.append(Pass(number, places, trace, int(no_answer(found).sum())))
             if number == len(self.efforts):
                 break
-            hard = passes_on(self.plan.gates[number - 1], found) if decisions is None else _went_on(decisions, number, waiting)
+            hard = self.too_hard(number, found) if decisions is None else _went_on(decisions, number, waiting)
             waiting = waiting[hard]
             if len(waiting) == 0:
                 break

@@ -124,6 +124,19 @@ def test_bench_compares_with_the_dense_model(pruned, capsys, tmp_path):
     assert "dense" in (tmp_path / "report.html").read_text()
 
 
+def test_bench_splits_compute_and_overhead(pruned, capsys, tmp_path):
+    found = answer(capsys, "bench", pruned, "--plan", TOPK, "--breakdown", "--batch", 1, 2, "--repetitions", 3, "--warmup", 0, "--out", tmp_path)
+    for row in (found, *found["results"]):
+        assert row["backend"] == "torch"
+        assert 0 < row["overhead_ms"] < row["breakdown_latency_ms"]
+        assert row["overhead_percent_low"] <= row["overhead_percent"] <= row["overhead_percent_high"] < 100
+        assert {part["part"] for part in row["overhead_parts"]} == {"selector", "packaging and gathers"}
+    assert "Compute and overhead" in (tmp_path / "report.html").read_text()
+    code, out, err = run(capsys, "bench", pruned, "--breakdown", "--backend", "openvino")
+    assert code == 2
+    assert "--breakdown with --backend openvino" in err
+
+
 def test_bench_of_a_backbone_without_weights(capsys, monkeypatch):
     monkeypatch.setattr("foveate.cli.timing.TIMED_IMAGES", 2)
     found = answer(capsys, "bench", "vit_tiny_patch16_224", "--backend", "torch", "--batch", 1, "--repetitions", 1, "--warmup", 0)

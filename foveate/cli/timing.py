@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cli.answer import answering, bar, columns, note, waiting
+from foveate.cli.answer import answering, bar, columns, note, sheets, waiting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, PlanText, Pretrained, Threads, Weights
 from foveate.errors import FoveateError
 
@@ -37,6 +37,9 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every model once, in turn.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 4,
     threads: Threads = None,
+    breakdown: Annotated[
+        bool, typer.Option("--breakdown", help="Also split the plan's time into compute and overhead: selectors, gathers, gates, recomputation. In torch eager.")
+    ] = False,
     device: Device = "cpu",
     data: Data = None,
     data_dir: DataDir = None,
@@ -53,17 +56,21 @@ def bench(
     data). Speed-up is the median of the rounds' ratios; "helps" needs even their lower quartile above 1. Before it is timed, each engine's
     logits are held against torch in float32. In the JSON object "results" has one entry a batch size; the first stands at the top level too.
 
+    --breakdown adds compute_ms, overhead_ms and overhead_percent (Fig. 7 of PIVOT), measured apart from the latencies.
+
     A cascade is also held against its highest effort alone, and its share of images that go on against the ledger's break-even.
 
     `foveate bench attention` is a command of its own: Taylor attention against the best softmax attention, see `foveate bench attention --help`.
     A run in a folder of that name is ./attention.
     """
+    from foveate.cli.breakdown import backend_of, split_row, split_sheets
     from foveate.cli.targets import open_model, plan_of, target_of
 
     with answering(json) as answer:
         started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
         target = target_of(model_or_run)
         chosen = plan_of(target, plan)
+        backend = backend_of(backend) if breakdown else backend
         with waiting("loading the model"):
             import torch
 
@@ -75,16 +82,20 @@ def bench(
             sample = CASCADE_IMAGES if hasattr(model, "efforts") else TIMED_IMAGES
             images = _images(target, model, data, data_dir, max(sample, *batch))
         rows = [_row(model, images, one, backend, precision, repetitions, warmup, threads) for one in dict.fromkeys(batch)]
+        if breakdown:
+            rows = [row | split_row(model, images, row["batch"], row["precision"], repetitions, warmup) for row in rows]
         answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen)} | rows[0] | {"results": rows}
         drawn = _drawn(model, images, rows, target)
-        from foveate.report import terminal_table
+        from foveate.report import Results, terminal_table
 
         answer.shown = [terminal_table(part, width=columns(sys.__stdout__)) for part in drawn]
+        extra = split_sheets(rows) if breakdown else {}
+        answer.shown += sheets(Results("", **extra))
         if hasattr(model, "efforts"):
             answer.data |= _worth(model)
             answer.shown += [_said(row, answer.data["break_even_percent"]) for row in rows]
         if out is not None:
-            answer.shown.append(f"report: {_write(out, answer.data, drawn, ctx.obj, started, time.perf_counter() - clock)}")
+            answer.shown.append(f"report: {_write(out, answer.data, drawn, ctx.obj, started, time.perf_counter() - clock, extra)}")
 
 
 def _row(model: AdaptiveModel, images, batch: int, backend: str, precision: str, rounds: int, warmup: int, threads: int | None) -> dict[str, Any]:
@@ -219,7 +230,7 @@ def _triples(rows: list[dict[str, Any]], name: str) -> dict[int, tuple[float, fl
     return {row["batch"]: (row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows}
 
 
-def _write(out: Path, data: dict[str, Any], drawn: list[list[Row]], command: str, started: str, seconds: float) -> Path:
+def _write(out: Path, data: dict[str, Any], drawn: list[list[Row]], command: str, started: str, seconds: float, extra: dict[str, Any]) -> Path:
     from foveate.machine import machine
     from foveate.report import Made, Results, save_results, write_report
 
@@ -228,6 +239,6 @@ def _write(out: Path, data: dict[str, Any], drawn: list[list[Row]], command: str
     best = max(data["results"], key=lambda row: row["speedup"])
     sentence = f"{best['speedup']:.2f} times as fast as the dense model at batch {best['batch']} in {best['backend']} {best['precision']}."
     rows = tuple(row for part in drawn for row in part)
-    results = Results(f"{data['model']}: {data['plan']}", sentence if len(rows) > 1 else "", rows, found, made)
+    results = Results(f"{data['model']}: {data['plan']}", sentence if len(rows) > 1 else "", rows, found, made, **extra)
     save_results(out, results)
     return write_report(out / "report.html", results)
