@@ -18,6 +18,7 @@ from foveate.methods.hooks import Run
 from foveate.nn.attention import SKIP
 from foveate.nn.tokens import Tokens, dense, with_all_live
 from foveate.plan import Plan
+from foveate.quantised import RANGE, quantisable, quantise, quantised, unquantise
 from foveate.trace import Trace
 
 _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -253,11 +254,15 @@ def restore(model: AdaptiveModel) -> nn.Module:
 
 
 def backbone_of(model: AdaptiveModel) -> nn.Module:
-    """What `restore` gives, with fresh weights where a saved run had left some out: for its structure, and to measure time."""
+    """What `restore` gives, with fresh weights where a saved run had left some out: for its structure, and to measure time.
+
+    Layers that compute in 8 bits compute with their weights as they are again.
+    """
     twin = copy.deepcopy(model)
     for method, hooks in reversed(twin._hooks()):
         hooks.uninstall(twin.anatomy.blocks)
         del twin._modules[method]
+    unquantise(twin.anatomy.model)
     return twin.anatomy.model
 
 
@@ -275,8 +280,12 @@ def replan(model: AdaptiveModel, plan: Plan) -> AdaptiveModel:
 
     For switching settings that change no parameters, such as select="topk" and "argmax"; parts of a method that are
     new keep their fresh weights, and so do attentions that a saved run had left out (`missing` names their blocks).
+    Layers that compute in 8 bits still do.
     """
     twin = adapt(backbone_of(model), plan, model.card.name)
+    if eight_bit := set(quantised(model)):
+        fresh = {id(layer) for block in model.lost for layer in twin.anatomy.blocks[block - 1].modules()}
+        quantise(twin, {name: RANGE for name, layer in quantisable(twin).items() if name in eight_bit or id(layer) in fresh})
     twin.load_state_dict(model.state_dict(), strict=False)
     twin.lost = model.lost
     return twin.train(model.training)

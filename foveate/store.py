@@ -22,6 +22,7 @@ from foveate.cascade_plan import EFFORT, CascadePlan
 from foveate.errors import FoveateError
 from foveate.files import write_atomic
 from foveate.plan import Plan
+from foveate.quantised import RANGE, quantise, quantised, quantised_in
 
 WEIGHTS, PLAN, BACKBONE, PREPROCESSING = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json"
 
@@ -41,7 +42,7 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
     check_complete(model, model.missing, "another plan on")
     blueprint = Blueprint.of(backbone_of(model))
     backbone = {"architecture": blueprint.architecture, "arguments": blueprint.arguments,
-                "labels": labels or list(model.pretrained_cfg.get("label_names") or ())}
+                "labels": labels or list(model.pretrained_cfg.get("label_names") or ()), **({"quantise": "int8"} if quantised(model) else {})}
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,11 +117,20 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveMode
         raise FoveateError(f"{folder / WEIGHTS}, which is not the file that {BACKBONE} was written with", "weights and backbone of the same save, unchanged",
                            "a file was exchanged or damaged: save or copy the run again")
     model = adapt(Blueprint(backbone["architecture"], backbone["arguments"]).build(), plan)
+    _quantise_like(model, state, str(folder / WEIGHTS))
     _load_state(model, state, str(folder / WEIGHTS))
     model.forget()
     model.anatomy.model.pretrained_cfg = dict(model.pretrained_cfg) | preprocessing_of(folder) | (
         {"label_names": backbone["labels"]} if backbone.get("labels") else {})
     return model.to(device).eval()
+
+
+def _quantise_like(model: AdaptiveModel, state: dict[str, torch.Tensor], source: str) -> None:
+    """Lets the layers compute in 8 bits whose ranges are in `state`; the ranges themselves come with the other weights."""
+    try:
+        quantise(model, {name: RANGE for name in quantised_in(state)})
+    except FoveateError as error:
+        raise FoveateError(f"{source} with {error.given}", error.allowed, "use the checkpoint that belongs to this model and plan") from None
 
 
 def _check_there(folder: Path, *names: str) -> None:

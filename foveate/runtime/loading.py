@@ -12,10 +12,10 @@ from foveate.cascade import Cascade
 from foveate.errors import FoveateError
 from foveate.runtime.cascade import CascadeMaker
 from foveate.runtime.engine import Engine
-from foveate.runtime.maker import Maker
+from foveate.runtime.maker import Maker, precisions_of
 from foveate.store import load as load_model
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 INSTALL = {"openvino": "pip install 'foveate[openvino]'"}
 AUTO = ("torch", "openvino")  # torch-compile must be asked for: it compiles for a minute before it answers
 SYNTHETIC_IMAGES = 16
@@ -52,12 +52,13 @@ def load_engine(
 
     model: an AdaptiveModel, a Cascade (an engine for each effort, with the gates between them) or any image classifier; left untouched. Its weights are copied, later changes do not show.
     backend: "torch", "torch-compile", "openvino", or "auto", the fastest of torch and openvino at this batch size, measured.
-    precision: "fp32", "bf16", or "auto", the fastest that agrees.
+    precision: "fp32", "bf16", "int8", or "auto", the fastest that agrees. "int8" is for models trained with it (the recipe's
+        quantise="int8"), and the only one of openvino for them; torch only emulates it, in fp32 or bf16.
     example: normalised images [B, C, H, W], of the data and of the batch size that will be used (at least one; some 16 are
         compared). Not needed for an AdaptiveModel.
     threads: of OpenVINO; torch's own number by default, which is set for the whole process by torch.set_num_threads.
     tolerance: largest logit difference as a share of the largest logit, of the median image where the plan takes decisions;
-        by default 2e-3 for fp32 and 0.1 for bf16.
+        by default 2e-3 for fp32 and 0.1 for bf16 and int8.
 
     Raises FoveateError for an unknown or missing backend or precision, a model that the backend cannot run, and logits that
     differ by more than the tolerance.
@@ -67,7 +68,7 @@ def load_engine(
     candidates = [
         (one, kind)
         for one in (AUTO if backend == "auto" else (backend,))
-        for kind in (PRECISIONS if precision == "auto" else (precision,))
+        for kind in (precisions_of(one, model) if precision == "auto" else (precision,))
         if one in installed_backends()
     ]
     maker = (CascadeMaker if isinstance(model, Cascade) else Maker)(model, example, threads, tolerance)

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.quantised import quantised
 from foveate.runtime.agreement import agreement, require
 from foveate.runtime.engine import Engine
 from foveate.runtime.openvino_backend import openvino_graph, openvino_runner
 from foveate.runtime.torch_backend import compiled, eager
 
 CHECKED_SINGLY = 8
+
+
+def precisions_of(backend: str, model: nn.Module) -> tuple[str, ...]:
+    """What a backend computes this model in: OpenVINO runs 8-bit layers in integers, torch emulates them."""
+    return ("int8",) if backend == "openvino" and quantised(model) else ("fp32", "bf16")
 
 
 @dataclass
@@ -34,17 +40,27 @@ class Maker:
 
     def engine(self, backend: str, precision: str) -> Engine:
         """An engine with its agreement; raises FoveateError where it cannot be made or disagrees."""
+        self._check(backend, precision)
         if backend != "openvino":
             run = (compiled if backend == "torch-compile" else eager)(self.model, precision)
             return self._checked(Engine(run, backend, precision), self.tolerance)
-        if precision != "fp32" and not self._static:
+        if precision == "bf16" and not self._static:
             # The graph is held to float32 first: what a precision changes afterwards is rounding, not a wrong graph.
             self._checked(self._openvino("fp32", static=False), None)
         return self._checked(self._openvino(precision, self._static), self.tolerance)
 
+    def _check(self, backend: str, precision: str) -> None:
+        allowed, eight = precisions_of(backend, self.model), bool(quantised(self.model))
+        if precision not in allowed:
+            raise FoveateError(
+                given=f"precision={precision!r} in {backend} for a model {'trained' if eight else 'that was not trained'} with int8",
+                allowed=" or ".join(allowed),
+                do=f"load it with precision={allowed[0]!r}" if eight else 'take another precision, or train with the recipe\'s quantise="int8"',
+            )
+
     @cached_property
     def _static(self) -> bool:
-        """Whether graphs of fixed shape are wanted, and right in float32.
+        """Whether graphs of fixed shape are wanted, and right in float32 (in int8 for a model trained with it).
 
         OpenVINO 2026.4 gave a tiny dense Swin (8 x 8 grid, windows of 4) logits off by a tenth in a graph of fixed shape, and
         right ones in the same graph with a dynamic batch; Swin-T at 224 pixels was right in fixed shapes, too.
@@ -52,7 +68,7 @@ class Maker:
         if self.any_size:
             return False
         try:
-            self._checked(self._openvino("fp32", static=True), None)
+            self._checked(self._openvino(precisions_of("openvino", self.model)[0], static=True), None)
         except FoveateError:
             return False
         return True

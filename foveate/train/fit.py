@@ -9,13 +9,14 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.train.data import DEFAULT_DATA, load_data
-from foveate.train.folder import close_folder, describe_run, is_closed, open_folder, resume_run
+from foveate.train.folder import checkpoint_of, close_folder, describe_run, is_closed, open_folder, resume_run
 from foveate.train.grow import initialise
 from foveate.train.images import PixelImages, ReadImages, warn_skipped
 from foveate.train.keeper import RunKeeper
 from foveate.train.module import Training
 from foveate.train.objective import Objective
 from foveate.train.preprocessing import Preprocessing
+from foveate.train.quantise import quantise_for_training
 from foveate.train.recipe import Recipe
 from foveate.train.trainer import make_trainer, on_cpu, run_steps
 from foveate.train.tuning import drop_path, explicit_attention, patch_dropping
@@ -71,6 +72,7 @@ def fit(
     one machine (the calling script needs an `if __name__ == "__main__"`), on several by
     `torchrun --nnodes num_nodes --nproc-per-node devices ...` on each. limit_steps: stop after so many steps of this call, resumably.
     loggers: further loggers of Lightning. progress: a progress bar (default: where standard error is a terminal).
+    With the recipe's quantise="int8" the model comes back with 8-bit layers (foveate.quantised).
     Writes recipe.json, run.json, preprocessing.json, metrics.jsonl, logs/ and checkpoints/last.ckpt, and at the end what
     foveate.save writes (plan.json, backbone.json, model.safetensors).
     Raises FoveateError for bad data, a folder already in use, another recipe on resume, or a diverged training.
@@ -80,9 +82,12 @@ def fit(
     sets = load_sets(data, recipe, data_dir, preprocessing, strict) if isinstance(data, str) else data
     recipe = check_inputs(model, sets.train, recipe, teacher)
     steps_per_epoch = len(sets.train) // recipe.batch_size
-    resumed = resume_run(out, model, recipe, resume)
-    if init is not None and resumed is None:
+    checkpoint = checkpoint_of(out, resume)
+    if init is not None and checkpoint is None:
         initialise(model, init)
+    if recipe.quantise == "int8":
+        quantise_for_training(model, sets.train, recipe.seed, checkpoint)
+    resumed = resume_run(out, checkpoint, model, recipe)
     start, total = resumed["step"] if resumed else 0, recipe.epochs * steps_per_epoch
     stop = total if limit_steps is None else min(total, start + limit_steps)
     if start == stop and is_closed(out, stop):

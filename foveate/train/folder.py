@@ -17,8 +17,8 @@ from foveate.train.preprocessing import Preprocessing
 from foveate.train.recipe import Recipe
 
 
-def resume_run(out: Path, model: nn.Module, recipe: Recipe, resume: bool) -> dict | None:
-    """Load the checkpoint into the model and return the rest of it; None where a run begins."""
+def checkpoint_of(out: Path, resume: bool) -> dict | None:
+    """The checkpoint that a run goes on from; None where it begins. Raises FoveateError for a used folder without `resume`."""
     path = out / "checkpoints" / "last.ckpt"
     if not path.exists():
         return None
@@ -28,7 +28,13 @@ def resume_run(out: Path, model: nn.Module, recipe: Recipe, resume: bool) -> dic
             "a new folder, or an interrupted run with --resume",
             "add --resume or choose another --out",
         )
-    state = read_checkpoint(path)
+    return read_checkpoint(path)
+
+
+def resume_run(out: Path, state: dict | None, model: nn.Module, recipe: Recipe) -> dict | None:
+    """Load the checkpoint `state` into the model and return the rest of it; None where there is none."""
+    if state is None:
+        return None
     before = Recipe.from_json(state["recipe"])
     if before != recipe:
         changed = [name for name, value in vars(before).items() if getattr(recipe, name) != value]
@@ -41,7 +47,7 @@ def resume_run(out: Path, model: nn.Module, recipe: Recipe, resume: bool) -> dic
         model.load_state_dict(state.pop("model"))
     except RuntimeError as error:
         raise FoveateError(
-            f"{path}, written for another model ({str(error).splitlines()[-1].strip()[:150]})",
+            f"{out / 'checkpoints' / 'last.ckpt'}, written for another model ({str(error).splitlines()[-1].strip()[:150]})",
             "the model the run was begun with",
             "repeat the command of run.json, or choose another --out",
         ) from error

@@ -9,6 +9,7 @@ from foveate.errors import FoveateError
 PRECISIONS = ("32-true", "bf16-mixed")
 SCHEDULES = ("cosine", "linear", "constant")
 AUGMENTATIONS = ("none", "light", "full")
+QUANTISE = ("none", "int8")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Recipe:
     kl_weight, distill_weight: weights of the teacher's logits and tokens in the loss (Eq. 12 of SPViT: 0.5 and 0.5).
     hard_weight: share of the cross-entropy in which a distillation token's classifier learns the teacher's top class (DeiT: 0.5).
     clip_norm: largest norm of the gradient (0: no clipping). mixup, cutmix: alpha of the Beta distribution (0: off).
+    quantise: "int8" trains with linears and convolutions of the backbone fake-quantised to 8 bits (weights a channel, inputs a tensor).
     optimizer: any name of timm's factory; betas: None takes that optimizer's own. split: the training images used, "train" or "train+validation".
     Raises FoveateError for a value outside its range.
     """
@@ -47,6 +49,7 @@ class Recipe:
     distill_weight: float = 0.5
     hard_weight: float = 0.0
     precision: str = "bf16-mixed"
+    quantise: str = "none"
     split: str = "train"
     seed: int = 0
 
@@ -133,6 +136,7 @@ _RULES = (
     ("distill_weight", *_NOT_NEGATIVE),
     ("hard_weight", *_SHARE),
     ("precision", " | ".join(PRECISIONS), lambda value: value in PRECISIONS),
+    ("quantise", " | ".join(QUANTISE), lambda value: value in QUANTISE),
     ("split", "train | train+validation", lambda value: value in ("train", "train+validation")),
     ("seed", "a whole number in [0, 2**63)", lambda value: type(value) is int and 0 <= value < 2**63),
 )

@@ -11,13 +11,14 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.quantised import is_range
 from foveate.train.recipe import Recipe
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Return method parameters at `lr` and backbone parameters at `backbone_lr`, each with and without weight decay.
 
-    Vectors (norms, biases) and what the model itself names (position embeddings, class token) are not decayed.
+    Vectors (norms, biases), ranges of 8-bit layers and what the model itself names (position embeddings, class token) are not decayed.
     """
     of_methods = {name for name, _ in model.method_parameters()} if hasattr(model, "method_parameters") else set()
     backbone = model.anatomy.model if hasattr(model, "anatomy") else model
@@ -28,7 +29,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
         if not parameter.requires_grad:
             continue
         method = name in of_methods
-        plain = parameter.ndim <= 1 or name in undecayed or any(name.endswith("." + entry) for entry in undecayed)
+        plain = parameter.ndim <= 1 or is_range(name) or name in undecayed or any(name.endswith("." + entry) for entry in undecayed)
         group = groups.setdefault(
             (not method, plain),
             {"params": [], "lr": recipe.lr if method else backbone_lr, "weight_decay": 0.0 if plain else recipe.weight_decay},
