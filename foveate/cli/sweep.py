@@ -16,9 +16,11 @@ from foveate.cli.learn import RECIPES_HELP, Batch, Epochs, Resume, Seed, Setting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
 from foveate.cli.recipes import chosen_recipe, setting_value, usual_recipe
 from foveate.cli.runs import check_folder
+from foveate.cli.targets import ASSETS
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
+    from foveate.cli.targets import Target
     from foveate.plan import Plan
 
 
@@ -78,14 +80,21 @@ def sweep(
             fine_tune(target, one, out / name, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, strict=strict,
                       resume=resume, device=device, command=ctx.obj)  # fmt: skip
         entries = [_entry(out / name, one) for name, one in plans.items()]
-        base = target.record().get("seconds")
+        base = _base_seconds(target)
         answer.data = {"base": model_or_run, "base_seconds": base, "seconds": sum(e["seconds"] for e in entries), "runs": entries}
         from foveate.report import terminal_table
 
         rows = _rows(entries)
         answer.shown = [terminal_table(rows, width=columns(sys.__stdout__))]
         took = f"{answer.data['seconds']:,.0f} s of training"
-        answer.facts({"took": took + (f", the dense base {base:,.0f} s" if base else ""), "report": _write(out, rows, target.text, answer.data, ctx.obj)})
+        answer.facts({"took": took + (f", the dense base from scratch {base:,.0f} s" if base else "; how long the dense base took is not recorded"), "report": _write(out, rows, target.text, answer.data, ctx.obj)})
+
+
+def _base_seconds(target: Target) -> float | None:
+    """How long the dense base was trained: its run says so, or the card beside embedded weights."""
+    if target.folder is None and target.embedded:
+        return jsonlib.loads((ASSETS / f"{target.text}.card.json").read_text(encoding="utf-8")).get("seconds")
+    return target.record().get("seconds")
 
 
 def varied(name: str, plan: Plan, vary: list[str]) -> dict[str, Plan]:
