@@ -19,7 +19,8 @@ HEAD = ("batch", "precision", "ms an image", "compute", "overhead", "overhead (%
 def backend_of(backend: str) -> str:
     """The backend whose passes can be split; raises FoveateError for another one that was asked for."""
     if backend not in ("auto", "torch"):
-        raise FoveateError(f"--breakdown with --backend {backend}", "torch, whose passes can be timed part by part", "leave --backend out, or write --backend torch")
+        raise FoveateError(f"--breakdown with --backend {backend}", "torch, whose passes can be timed part by part",
+                           "leave --backend out, or write --backend torch")
     return "torch"
 
 
@@ -50,10 +51,11 @@ def split_sheets(rows: list[dict[str, Any]]) -> dict[str, tuple[Table | Bars, ..
     lines, bars = [], []
     for row in rows:
         parts = row["overhead_parts"]
-        lines.append((
-            str(row["batch"]), row["precision"], *(f"{row[key]:.3g}" for key in ("breakdown_latency_ms", "compute_ms", "overhead_ms", "overhead_percent")),
-            f"{row['overhead_percent_low']:.3g} to {row['overhead_percent_high']:.3g}", ", ".join(f"{part['part']} {part['percent']:.2g}" for part in parts) or "none"))  # fmt: skip
-        bars.append(Bar(f"batch {row['batch']}, {row['precision']}", (("compute", row["compute_ms"]), *((part["part"], part["overhead_ms"]) for part in parts))))
+        figures = [f"{row[key]:.3g}" for key in ("breakdown_latency_ms", "compute_ms", "overhead_ms", "overhead_percent")]
+        quartiles = f"{row['overhead_percent_low']:.3g} to {row['overhead_percent_high']:.3g}"
+        of_it = ", ".join(f"{part['part']} {part['percent']:.2g}" for part in parts) or "none"
+        lines.append((str(row["batch"]), row["precision"], *figures, quartiles, of_it))
+        bars.append(Bar(f"batch {row['batch']}, {row['precision']}", (("compute", row["compute_ms"]), *((p["part"], p["overhead_ms"]) for p in parts))))
     about = "Medians over rounds of torch eager with clocks inside the passes; the latencies above are of rounds without them."
     title = "Compute and overhead"
     return {"tables": (Table(title, HEAD, tuple(lines), about, left=2),), "bars": (Bars(title, "milliseconds an image", tuple(bars), about),)}

@@ -38,7 +38,7 @@ def bench(
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 4,
     threads: Threads = None,
     breakdown: Annotated[
-        bool, typer.Option("--breakdown", help="Also split the plan's time into compute and overhead: selectors, gathers, gates, recomputation. In torch eager.")
+        bool, typer.Option("--breakdown", help="Also split the time, in torch eager, into compute and overhead (selectors, gathers, gates, recomputation).")
     ] = False,
     device: Device = "cpu",
     data: Data = None,

@@ -96,8 +96,16 @@ class Breakdown:
         return spread | {"overhead_parts": parts}
 
 
-def breakdown(runners: Mapping[str, Callable[[], Mapping[str, float]]], repetitions: int = 15, warmup: int = 3, progress: Callable[[int, int], None] | None = None,
-              *, images: int | Mapping[str, int] = 1, baseline: str | None = None, synchronize: Callable[[], object] | None = None) -> dict[str, Breakdown]:
+def breakdown(
+    runners: Mapping[str, Callable[[], Mapping[str, float]]],
+    repetitions: int = 15,
+    warmup: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    images: int | Mapping[str, int] = 1,
+    baseline: str | None = None,
+    synchronize: Callable[[], object] | None = None,
+) -> dict[str, Breakdown]:
     """Times every runner once a round, as `interleave` does, and splits what it took.
 
     runners: name -> a call that does the work once and returns the seconds of each kind of overhead in it, see `metered`.

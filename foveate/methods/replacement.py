@@ -29,5 +29,6 @@ def check_whole_grid(name: str, tokens, card, why: str) -> None:
     """Raises FoveateError unless the Tokens that enter block 1 are all patches of the card's own grid; `why` says what method `name` has for each."""
     (rows, columns), patches = card.blocks[0].grid, tokens.x.shape[1] - tokens.prefix
     if tuple(tokens.grid) != (rows, columns) or patches != rows * columns:
-        raise FoveateError(f"{patches} patches of a {tokens.grid[0]}x{tokens.grid[1]} grid for {name} on {card.name}", f"all {rows * columns} of {rows}x{columns}: {why}",
+        raise FoveateError(f"{patches} patches of a {tokens.grid[0]}x{tokens.grid[1]} grid for {name} on {card.name}",
+                           f"all {rows * columns} of {rows}x{columns}: {why}",
                            f"resize the images to {card.image_size[0]}x{card.image_size[1]} pixels, and create models with patch_drop_rate=0")
