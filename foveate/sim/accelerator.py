@@ -84,21 +84,29 @@ def fill_cycles(work: Work, machine: Machine, rule: Rule, unit: str, filled: set
 def once(work: Work, machine: Machine, rule: Rule, unit: str, stalls: bool = False) -> Once:
     """One repetition of an operation on `unit`, one of those that `rule` names."""
     found = machine.unit(unit)
+    # Scores are masked; what they are multiplied to is not.
+    share = packed_share(work, machine, rule) or 1.0 if work.kind not in PRODUCTS else 1.0
     if unit != rule.unit:
         work = Results("elementwise", work.origin, work.m, work.n, 1, work.times)
-    return _on_array(work, machine, found, rule, stalls) if isinstance(found, Array) else _on_processor(work, machine, found)
+    if isinstance(found, Array):
+        return _on_array(work, machine, found, rule, stalls)
+    return _on_processor(work, machine, found, share)
 
 
 def folding(work: Work, array: Array, rule: Rule, machine: Machine) -> Folding:
     """How a product (or the scores that an array holds) is cut to fit an array."""
     dataflow = rule.dataflow or array.dataflow
-    n, k, packed = work.n, work.k, None
+    n, k = work.n, work.k
     if rule.pairs == "window":
         window = int(machine.constants["window"])
         n, k = (n, min(k, window)) if dataflow == INPUT else (min(n, window), k)
-    if rule.pairs == "masked":
-        packed = machine.density(work.origin) / machine.constants.get("pack_efficiency", 1.0)
-    return Folding(work.m, n, k, array.rows, array.columns, dataflow, rule.folds == "joined", packed, rule.cycles_per_fold)
+    joined, packed = rule.folds == "joined", packed_share(work, machine, rule)
+    return Folding(work.m, n, k, array.rows, array.columns, dataflow, joined, packed, rule.cycles_per_fold)
+
+
+def packed_share(work: Work, machine: Machine, rule: Rule) -> float | None:
+    """Places that the surviving pairs take after packing, of those that all pairs would; None without a mask."""
+    return machine.density(work.origin) / machine.constants.get("pack_efficiency", 1.0) if rule.pairs == "masked" else None
 
 
 def buffer_room(machine: Machine, array: Array) -> dict[str, float]:
@@ -162,7 +170,8 @@ def memory_energies(work: Work, machine: Machine, rule: Rule) -> dict[str, float
     return energies
 
 
-def _on_processor(work: Work, machine: Machine, unit: Processor) -> Once:
+def _on_processor(work: Work, machine: Machine, unit: Processor, share: float) -> Once:
+    """share: of the elements, those that survive a mask."""
     elements, cycles, nanoseconds = work.m * work.n, None, unit.ns_per_operation or 0.0
     macs = elements * work.k if work.kind in PRODUCTS else 0
     if macs:
@@ -172,13 +181,13 @@ def _on_processor(work: Work, machine: Machine, unit: Processor) -> Once:
     else:
         if not (unit.ns_per_element or unit.ns_per_row or _counts_cycles(unit)):
             raise _cannot(work, machine, unit.name, "products of matrices, not elements")
-        nanoseconds += elements * (unit.ns_per_element or 0.0) + work.m * (unit.ns_per_row or 0.0)
-        cycles = _processor_cycles(work, unit) if _counts_cycles(unit) else None
+        nanoseconds += share * (elements * (unit.ns_per_element or 0.0) + work.m * (unit.ns_per_row or 0.0))
+        cycles = share * _processor_cycles(work, unit) if _counts_cycles(unit) else None
     latency = nanoseconds * 1e-6 + (milliseconds(cycles, machine.clock_mhz) if cycles else 0.0)
     parts = [] if unit.power_w is None else [millijoules(unit.power_w, latency)]
     parts += [] if unit.activity is None else [unit.activity * millijoules(unit.rated_power_w, latency)]
     parts += [] if unit.energy_pj_per_mac is None else [unit.energy_pj_per_mac * macs * 1e-9]
-    parts += [] if unit.energy_pj_per_element is None or macs else [unit.energy_pj_per_element * elements * 1e-9]
+    parts += [] if unit.energy_pj_per_element is None or macs else [unit.energy_pj_per_element * share * elements * 1e-9]
     return Once(latency, cycles, 0.0, sum(parts) if parts else None)
 
 
