@@ -74,7 +74,8 @@ def rows() -> list[Row]:
              vitality.salo)  # fmt: skip
     ours = {name: value for room in rooms for name, value in room()}
     with (RESULTS / "published_hardware.csv").open(encoding="utf-8", newline="") as file:
-        return [Row(**({"basis" if key == "from" else key: text for key, text in line.items()} | {"ours": ours[line["ours"]]})) for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    return [Row(**{"basis" if key == "from" else key: words for key, words in line.items()} | {"ours": ours[line["ours"]]}) for line in lines]
 
 
 def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -174,92 +175,12 @@ def text() -> str:
     found = rows()
     exact = [row for row in found if row.checkable == "exact"]
     copies = ", ".join(f"{sim.load(f'vitality@peak={name}').copies:.3g} for {name}" for name in vitality.PLATFORMS)
-    parts = []
-    for place in dict.fromkeys((row.paper, row.where) for row in found):
-        here = [row for row in found if (row.paper, row.where) == place]
-        head = ["model", "quantity", "printed", "ours", "error", "tolerance", "holds", "checkable", "from"]
-        parts.append(f"### {place[0]}, {place[1]}\n\n{table(head, (row.cells() for row in here))}")
-        whys: dict[str, list[str]] = {}
-        for row in here:
-            if row.why and (not row.holds or row.checkable == "exact" or row.basis == "chosen"):
-                whys.setdefault(row.why, []).append(f"{row.model} {row.quantity}".replace("pre/post-processors", "").strip())
-        parts += ["\n".join(f"- {', '.join(names)}: {why}." for why, names in whys.items())] if whys else []
-    return parts
-
-
-def fitted() -> str:
-    """Every constant that was fitted or chosen, by machine."""
-    lines = []
-    for name in sim.targets():
-        own = (sim.catalog.SHIPPED / f"{name}.toml").read_text(encoding="utf-8")
-        for path, source in sim.load(name).sources.items():
-            if (source.fitted or source.text.startswith("[CHOSEN]")) and source.text in own:
-                lines.append([name, path, f"{source.value:g}", source.text])
-    return table(["machine", "constant", "value", "source"], lines)
-
-
-def sanger() -> str:
-    """ViTALiTy over Sanger at several densities of Sanger's masks."""
-    lines = []
-    for density in vitality.DENSITIES:
-        each = [vitality.gains(model, vitality.SPARSE, f"sanger@density={density}", "vitality") for model in vitality.SEVEN]
-        means = [sum(one[key] for one in each) / len(each) for key in (("fig11", "attention"), ("fig11", "whole"), ("fig12", "attention"), ("fig12", "whole"))]
-        lines.append([f"{density:g}", *(f"{value:.1f}" for value in means), *(f"{one['fig11', 'attention']:.1f}" for one in each)])
-    return table(["density", "attention x", "end to end x", "attention, energy x", "end to end, energy x", *vitality.SEVEN], lines)
-
-
-def platforms() -> str:
-    """ViTALiTy at each platform's peak, model by model, and against the TX2's measurements."""
-    lines = []
-    for target in vitality.PLATFORMS:
-        for part in ("attention", "whole"):
-            each = [vitality.gains(model, "dense", target, f"vitality@peak={target}")["fig11", part] for model in vitality.SEVEN]
-            lines.append([target, "core attention" if part == "attention" else "end to end", *(f"{one:.1f}" for one in each), f"{sum(each) / len(each):.1f}"])
-    for ours in ("vitality@peak=tx2", "vitality"):
-        each = {model: vitality.gains(model, "dense", "tx2-attention", ours)["fig11", "attention"] for model in vitality.MEASURED}
-        cells = [f"{each[model]:.0f}" if model in each else "" for model in vitality.SEVEN]
-        lines.append([f"tx2-attention (measured) over {ours}", "core attention", *cells, f"{sum(each.values()) / len(each):.0f}"])
-    return table(["baseline", "part", *vitality.SEVEN, "mean"], lines)
-
-
-def dataflows(found: list[Row]) -> str:
-    """Table V's overall energies as ratios."""
-    overall = {(row.model, row.quantity.partition(",")[0]): row for row in found if row.where == "Table V" and row.quantity.endswith("Overall")}
-    lines = []
-    for model, name in PRINTED.items():
-        stationary, forward = overall[name, "G-stationary"], overall[name, "down-forward"]
-        lines.append([model, f"{float(stationary.printed) / float(forward.printed):.3f}", f"{stationary.ours / forward.ours:.3f}"])
-    return table(["model", "printed", "ours"], lines)
-
-
-def pipeline() -> str:
-    """The intra-layer pipeline: what overlapping saves, and what the units beside the large array add."""
-    lines, clock = [], sim.load("vitality").clock_mhz
-    for model in vitality.SEVEN:
-        found = vitality.simulated(model, "vitality", "vitality")
-        mixing = {operation.origin for operation in found.only("attention").operations}
-        kept = [cost for cost in found.costs if cost.origin in mixing and cost.cycles]
-        alone, added = sum(cost.cycles for cost in kept), sum(cost.latency_ms for cost in kept) * clock * 1000
-        beside = sum(cost.latency_ms for cost in kept if cost.unit != "SA-General") * clock * 1000
-        lines.append([model, f"{alone:,.0f}", f"{added:,.0f}", f"{alone / added:.2f}", f"{beside:,.0f}"])
-    return table(["model", "cycles one after the other", "cycles in the pipeline", "ratio", "of them beside the large array"], lines)
-
-
-def text() -> str:
-    """The whole file."""
-    found = rows()
-    exact = [row for row in found if row.checkable == "exact"]
-    peak, by_dataflow = ", ".join(f"{sim.load(f'vitality@peak={name}').copies:.3g} for {name}" for name in vitality.PLATFORMS), []
-    for model in vitality.ENERGY_MODELS:
-        ours, printed = ({target: next(float(getattr(row, kind)) for row in found if row.where == "Table V" and row.quantity == f"{words}, Overall" and row.model == PRINTED[model])
-                          for target, words in (("ours", "down-forward"), ("gs", "G-stationary"))} for kind in ("ours", "printed"))  # fmt: skip
-        by_dataflow.append([model, f"{printed['gs'] / printed['ours']:.3f}", f"{ours['gs'] / ours['ours']:.3f}"])
     parts = [
         "# Simulated machines against the papers' printed numbers",
         "Generated by `python scripts/simulators.py`; do not edit. Printed numbers, tolerances and reasons: `published_hardware.csv`.",
         f"**{share(exact)} of the numbers that follow exactly from what the papers state hold within their tolerance.**",
         summary(found),
-        "From: " + "; ".join(f"*{word}*: {text}" for word, text in FROM.items()) + ". IRET prints no hardware number.",
+        "From: " + "; ".join(f"*{word}*: {meaning}" for word, meaning in FROM.items()) + ". IRET prints no hardware number.",
         "## What was fitted or chosen", fitted(),
         "## Every number", *sections(found),
         "## ViTALiTy over Sanger, by density",
@@ -267,13 +188,13 @@ def text() -> str:
         "in energy 6 x and 3 x, and no density. Whole models, convolutions included; the columns of the models are attention.",
         sanger(),
         "## ViTALiTy at other machines' peaks (Figs. 11 and 12)",
-        f"Copies of the accelerator that reach each platform's peak: {copies}. Baselines are rooflines, which no program reaches: the paper measured programs "
-        "and prints 236, 239 and 9 x for attention, 53, 30 and 2 x end to end. Depthwise convolutions use one column of the array, which is why MobileViT loses.",
+        f"Copies of the accelerator that reach each platform's peak: {copies}. Baselines are rooflines, which no program reaches: the paper measured "
+        "programs, and prints 236, 239 and 9 x for attention, 53, 30 and 2 x end to end. Depthwise convolutions use one column of the array: MobileViT loses.",
         platforms(),
-        "## Energy of the two dataflows (Table V): G-stationary over down-forward",
-        dataflows(found),
+        "## Energy of the two dataflows (Table V): G-stationary over down-forward", dataflows(found),
         "## What the intra-layer pipeline hides (Fig. 7)",
-        "Between the projections and the output linears. `foveate simulate deit_tiny_patch16_224 --plan vitality --target vitality --timeline FILE.svg` draws it.",
+        "Between the projections and the output linears. `foveate simulate deit_tiny_patch16_224 --plan vitality --target vitality "
+        "--timeline FILE.svg` draws it.",
         pipeline(),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
