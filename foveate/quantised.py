@@ -127,12 +127,11 @@ def observe(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, tuple[floa
     training, modes = model.training, [(module, module.training) for module in model.modules()]
     model.eval()
     like = next(model.parameters())
-    with _watching(quantisable(model), seen):
-        for number, images in enumerate(batches):
-            images = images.to(like)
+    for images in batches:
+        images = images.to(like)
+        with _watching(quantisable(model), seen):
             model(images)
-            if not number:
-                ran = _ran_masked(model, images) or set(seen)
+        ran = ran or _ran_masked(model, images) or set(seen)
     model.train(training)
     for module, mode in modes:
         module.training = mode
