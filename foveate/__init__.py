@@ -9,7 +9,7 @@ _NAMES = {
     "Linformer": "methods", "Performer": "methods", "LinearTransformer": "methods", "Efficient": "methods", "ViTCoD": "methods",
     "Entropy": "gates", "MaxProbability": "gates", "Margin": "gates", "Cascade": "cascade", "calibrate": "calibration",
     "Trace": "trace", "Ledger": "ledger", "Operation": "ledger", "FoveateError": "errors",
-    "adapt": "adaptive", "restore": "adaptive", "replan": "adaptive", "AdaptiveModel": "adaptive",
+    "adapt": "adoption", "restore": "adoption", "replan": "adoption", "AdaptiveModel": "adaptive",
     "save": "store", "load": "store", "count": "counting", "simulate": "simulation",
 }
 _ROOMS = ("backbones", "train", "measure", "runtime", "report")

@@ -1,24 +1,19 @@
-"""AdaptiveModel: a backbone that runs by a plan; `adapt` makes one, `restore` gives the backbone back."""
+"""AdaptiveModel: a backbone that runs by a plan. `foveate.adoption` makes one and gives the backbone back."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Iterable, Iterator
 
-import torch
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import Anatomy, check_image_size
-from foveate.backbones.families import anatomy_of, twin_of
+from foveate.backbones.anatomy import Anatomy
 from foveate.errors import FoveateError
 from foveate.methods import layers
-from foveate.methods.base import Method
 from foveate.methods.hooks import Run
 from foveate.nn.attention import SKIP
-from foveate.nn.tokens import Tokens, dense, with_all_live
+from foveate.nn.tokens import Tokens
 from foveate.plan import Plan
-from foveate.quantised import RANGE, quantisable, quantise, quantised, unquantise
 from foveate.trace import Trace
 
 _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -121,13 +116,17 @@ class AdaptiveModel(nn.Module):
         """Whether a method of the plan sets something by what the dense backbone does on images, see `calibrate`."""
         return any(hooks.calibrates for _, hooks in self._hooks())
 
-    def calibrate(self, batches: Tensor | Iterable[Tensor]) -> None:
-        """Lets the methods look at their dense backbone at work, before it is trained under the plan (`Hooks.calibrate`).
+    def calibrate(self, dense: "AdaptiveModel", batches: Tensor | Iterable[Tensor]) -> None:
+        """Lets the methods look at the dense model at work before training (`Hooks.calibrate`); without it they keep what they start from.
 
-        batches: normalised images [B, 3, H, W] of the training set, in one tensor or in several. Without it methods keep what they start from.
-        Raises FoveateError for a backbone whose weights are not all there, and as the methods do.
+        dense: the same backbone under the empty plan, in evaluation mode: fv.adapt(model, fv.Plan([])).eval().
+        batches: normalised images [B, 3, H, W] of the training set, in one tensor or in several.
+        Raises FoveateError for another model as the dense one, and as the methods do.
         """
-        dense = adapt(restore(self), Plan(), self.card.name).eval()
+        if not isinstance(dense, AdaptiveModel) or dense.plan.methods or dense.card.blocks != self.card.blocks:
+            given = f"{dense.card.name} under the plan {dense.plan}" if isinstance(dense, AdaptiveModel) else f"a {type(dense).__name__}"
+            raise FoveateError(f"{given} to calibrate {self.card.name} on", f"{self.card.name} under the empty plan",
+                               "give fv.adapt(model, fv.Plan([])).eval() of the same backbone")
         kept = [batches] if isinstance(batches, Tensor) else list(batches)
         for _, hooks in self._hooks():
             hooks.calibrate(dense, kept)
@@ -215,112 +214,3 @@ class AdaptiveModel(nn.Module):
                     f"decisions after block {block} that keep {kept.sum(axis=-1).tolist()} of {kept.shape[-1]} patches",
                     f"at least one of the {self.card.tokens_after(block)} patches of every image", "use a Trace of this backbone, with a survivor in every image")
         return trace
-
-
-def adapt(model: nn.Module, plan: Plan, name: str | None = None) -> AdaptiveModel:
-    """A new module that runs a copy of `model` by `plan`; the given model is left untouched.
-
-    model: a timm model of a supported family. name: how to call it in messages and cards; timm's name by default.
-    Raises FoveateError for an unknown structure, a plan that does not fit, a model already adapted, or NaN weights.
-    """
-    if isinstance(model, AdaptiveModel):
-        raise FoveateError(f"a model that already runs by a plan ({model.plan})", "a timm model",
-                           "put all methods into one plan, or call fv.restore(model) first")
-    if isinstance(plan, (Method, list, tuple)):
-        plan = Plan(plan)
-    if not isinstance(plan, Plan):
-        raise FoveateError(f"plan={plan!r}", "a Plan", "write fv.Plan([...]), or fv.Plan.parse(text) for a file, a preset or the inline form")
-    anatomy = anatomy_of(twin_of(model), name)
-    _check_weights(anatomy.model)
-    check_image_size(anatomy.model, anatomy.card)
-    if plan.methods:
-        anatomy.check_attention()
-        if any(method.prunes for method in plan.methods):
-            anatomy.check_prunable()
-        plan.validate(anatomy.card)
-        _check_own_forms(anatomy)
-    return AdaptiveModel(anatomy, plan)
-
-
-def restore(model: AdaptiveModel) -> nn.Module:
-    """The timm model behind an adapted one, with its present weights and without the methods' parts.
-
-    Raises FoveateError for a model whose weights are not all there: a saved run leaves out the attentions that its plan skips.
-    """
-    if not isinstance(model, AdaptiveModel):
-        raise FoveateError(f"a {type(model).__name__}", "a model made by fv.adapt or fv.load", "there is nothing to restore: use it as it is")
-    check_complete(model, model.lost, "the model behind")
-    return backbone_of(model)
-
-
-def backbone_of(model: AdaptiveModel) -> nn.Module:
-    """What `restore` gives, with fresh weights where a saved run had left some out: for its structure, and to measure time.
-
-    Layers that compute in 8 bits compute with their weights as they are again.
-    """
-    twin = copy.deepcopy(model)
-    for method, hooks in reversed(twin._hooks()):
-        hooks.uninstall(twin.anatomy.blocks)
-        del twin._modules[method]
-    unquantise(twin.anatomy.model)
-    return twin.anatomy.model
-
-
-def check_complete(model: AdaptiveModel, missing: tuple[int, ...], what: str) -> None:
-    """Raises FoveateError where the attention weights of the blocks `missing` are needed for `what` of a plan that skipped them."""
-    if missing:
-        blocks = f"block{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-        raise FoveateError(f"{what} a saved run of {model.card.name} whose plan skipped the attention of {blocks}",
-                           "models with all their weights; those of the skipped attentions were not saved",
-                           "take the dense run that it was trained from")
-
-
-def replan(model: AdaptiveModel, plan: Plan) -> AdaptiveModel:
-    """The same backbone and the weights it shares with `model`, under another plan.
-
-    For switching settings that change no parameters, such as select="topk" and "argmax"; parts of a method that are
-    new keep their fresh weights, and so do attentions that a saved run had left out (`missing` names their blocks).
-    Layers that compute in 8 bits still do.
-    """
-    twin = adapt(backbone_of(model), plan, model.card.name)
-    if eight_bit := set(quantised(model)):
-        fresh = {id(layer) for block in model.lost for layer in twin.anatomy.blocks[block - 1].modules()}
-        quantise(twin, {name: RANGE for name, layer in quantisable(twin).items() if name in eight_bit or id(layer) in fresh})
-    twin.load_state_dict(model.state_dict(), strict=False)
-    twin.lost = model.lost
-    return twin.train(model.training)
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if not value.is_meta and not torch.isfinite(value).all():
-            raise FoveateError(f"a model with NaN or infinite values in {name}", "finite weights",
-                               "load an intact checkpoint; a diverged training keeps its last good one in checkpoints/")
-
-
-@torch.no_grad()
-def _check_own_forms(anatomy: Anatomy) -> None:
-    """Holds our own form of each kind of block against timm's on random tokens, so that no new timm is silently wrong."""
-    model = anatomy.model
-    like = next(model.parameters())
-    if like.is_meta:
-        return
-    was_training = [(m, m.training) for m in model.modules()]
-    model.eval()
-    generator = torch.Generator().manual_seed(0)
-    random = lambda *shape: torch.randn(shape, generator=generator).to(like)
-    stem = anatomy.stem(random(1, anatomy.card.in_chans, *anatomy.card.image_size))
-    seen: set[str] = set()
-    for number, (block, card) in enumerate(zip(anatomy.blocks, anatomy.card.blocks), 1):
-        altered = any("forward" in vars(m) for m in block.modules())
-        if repr(block) in seen and not altered:
-            continue
-        seen.add(repr(block))
-        tokens = dense(random(1, stem.prefix + card.patches, card.dim), stem.prefix, tuple(card.grid), stem.rope)
-        native, own = anatomy.run_native(number, tokens), anatomy.run(number, with_all_live(tokens), anatomy.attend)
-        error = (native.x - own.x).abs().max() / native.x.abs().max()
-        if not error <= (1e-3 if like.dtype in (torch.float32, torch.float64) else 0.05):
-            raise FoveateError(f"{anatomy.card.name}: block {number} ({type(block).__name__}) computes something else than its children suggest "
-                               f"(relative difference {error:.1e})", "blocks of timm's own forward", "report this model with its timm version; use fv.Plan([]) meanwhile")
-    for module, training in was_training:
-        module.training = training

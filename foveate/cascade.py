@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adaptive import AdaptiveModel
-from foveate.cascade_plan import CascadePlan
 from foveate.errors import FoveateError
 from foveate.gates import Gate
 from foveate.nn.gates import no_answer, passes_on

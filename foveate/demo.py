@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from foveate.adaptive import AdaptiveModel, adapt, replan
+from foveate.adaptive import AdaptiveModel
+from foveate.adoption import adapt, replan
 from foveate.counting import count
 from foveate.embedded import embedded_run
 from foveate.insight import pixels_of, token_counts, token_grid

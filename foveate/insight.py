@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.adaptive import AdaptiveModel, adapt, restore
+from foveate.adaptive import AdaptiveModel
+from foveate.adoption import adapt, restore
 from foveate.errors import FoveateError
 from foveate.nn.cka import linear_cka
 from foveate.plan import Plan

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.adaptive import AdaptiveModel, adapt, restore
+from foveate.adaptive import AdaptiveModel
+from foveate.adoption import adapt, restore
 from foveate.errors import FoveateError
 from foveate.nn.attention import Mix
 from foveate.nn.precision import at_least_float32

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from foveate.adaptive import AdaptiveModel, adapt, backbone_of, check_complete
+from foveate.adaptive import AdaptiveModel
+from foveate.adoption import adapt, backbone_of, check_complete
 from foveate.backbones.blueprint import Blueprint
 from foveate.cascade import Cascade
 from foveate.cascade_plan import EFFORT, CascadePlan

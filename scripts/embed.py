@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from foveate.adaptive import adapt
+from foveate.adoption import adapt
 from foveate.backbones.blueprint import Blueprint
 from foveate.counting import count
 from foveate.plan import Plan

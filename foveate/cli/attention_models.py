@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foveate.adaptive import AdaptiveModel, adapt
+from foveate.adaptive import AdaptiveModel
+from foveate.adoption import adapt
 from foveate.measure.clock import Timing, interleave
 from foveate.measure.race import CHUNK, DTYPES, TAYLOR, against_best, forms
 from foveate.nn.attention import attend

@@ -196,7 +196,7 @@ def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, da
         sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
         if model.calibrates:
             with waiting("calibrating"):
-                model.calibrate(_spread(sets.train, CALIBRATION_IMAGES))
+                model.calibrate(teacher.eval(), _spread(sets.train, CALIBRATION_IMAGES))
         guided = bool(recipe.kl_weight or recipe.distill_weight or recipe.hard_weight)
         # The test set is read once, below, together with the trace of what happened.
         fit(model, out, replace(sets, test=None), recipe, teacher=teacher if guided else None, preprocessing=preprocessing, strict=strict, device=device, **options)

@@ -169,7 +169,7 @@ def open_model(
     """
     import torch
 
-    from foveate.adaptive import adapt, check_complete, replan
+    from foveate.adoption import adapt, check_complete, replan
     from foveate.cascade import Cascade
     from foveate.cascade_plan import CascadePlan
     from foveate.store import load

@@ -102,7 +102,7 @@ def _row(model: AdaptiveModel, images, batch: int, backend: str, precision: str,
     """Timings of one batch size: the plan's, and of the dense model in the same rounds."""
     import torch
 
-    from foveate.adaptive import replan
+    from foveate.adoption import replan
     from foveate.measure.clock import interleave
     from foveate.plan import Plan
     from foveate.runtime import load_engine
