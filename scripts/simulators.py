@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 PRINTED = dict(zip(vitality.ENERGY_MODELS, ("DeiT-Base", "MobileViT-xxs", "MobileViT-xs", "LeViT-128s", "LeViT-128")))
 FROM = {
     "input": "a number of the machine file, so that it proves nothing", "fit": "a constant was fitted to it or to its row",
-    "chosen": "a discrete choice (efforts, density, window) was made because it fits", "out": "computed",
+    "chosen": "a discrete choice (efforts, density, window, what counts) was made because it fits", "out": "computed",
 }  # fmt: skip
 
 

@@ -106,7 +106,8 @@ def folding(work: Work, array: Array, rule: Rule, machine: Machine) -> Folding:
 
 def packed_share(work: Work, machine: Machine, rule: Rule) -> float | None:
     """Places that the surviving pairs take after packing, of those that all pairs would; None without a mask."""
-    return machine.density(work.origin) / machine.constants.get("pack_efficiency", 1.0) if rule.pairs == "masked" else None
+    density = machine.density(work.origin) if rule.pairs == "masked" else None
+    return None if density is None else density / machine.constants.get("pack_efficiency", 1.0)
 
 
 def buffer_room(machine: Machine, array: Array) -> dict[str, float]:
@@ -138,7 +139,8 @@ def _outside_bytes(work: Work, machine: Machine, array: Array, fold: Folding) ->
 def _array_energy(work: Work, machine: Machine, array: Array, fold: Folding, rule: Rule, latency_ms: float) -> float | None:
     """Millijoules of the array, as far as the machine states them; None where it states nothing."""
     product = work.kind in PRODUCTS
-    macs = work.m * work.n * work.k * machine.density(work.origin) ** (rule.pairs == "masked") if product else 0
+    kept = (machine.density(work.origin) or 1) if rule.pairs == "masked" else 1
+    macs = work.m * work.n * work.k * kept if product else 0
     parts = [] if array.power_w is None else [millijoules(array.power_w, latency_ms)]
     parts += [] if array.energy_pj_per_mac is None else [array.energy_pj_per_mac * macs * 1e-9]
     parts += [] if array.energy_pj_per_weight is None else [array.energy_pj_per_weight * array_words(fold).weights * product * 1e-9]

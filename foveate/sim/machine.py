@@ -144,8 +144,8 @@ class Machine:
     power_w: of everything, charged for the whole latency; without it the units' own energies are added up.
     copies: so many machines share the work evenly; may be a fraction.
     rules: the mapping that the file brings along. figures: numbers that are documented and not used.
-    constants: numbers that rules refer to: density and pack_efficiency (pairs that survive a mask), window.
-    densities: density of each block, where it is known. sources: by dotted path, such as "arrays.pe.rows".
+    constants: numbers that rules refer to: density and pack_efficiency (pairs that survive a mask, in blocks that predict one), window.
+    densities: density of each block, where it is known; None where nothing is masked. sources: by dotted path, such as "arrays.pe.rows".
     """
 
     name: str
@@ -168,7 +168,7 @@ class Machine:
     notes: tuple[Note, ...] = ()
     figures: Dictionary[str, float] = field(default_factory=dict)
     constants: Dictionary[str, float] = field(default_factory=dict)
-    densities: tuple[float, ...] = ()
+    densities: tuple[float | None, ...] = ()
     sources: Dictionary[str, Source] = field(default_factory=dict)
 
     @property
@@ -184,8 +184,8 @@ class Machine:
         """The first memory for "inputs", "weights", "outputs", "all" or "outside"."""
         return next((memory for memory in self.memories if memory.holds == holds), None)
 
-    def density(self, origin: str) -> float:
-        """Share of score pairs that survive the mask in the block where an operation runs; 1 where nothing is known."""
+    def density(self, origin: str) -> float | None:
+        """Share of score pairs that survive the mask in the block where an operation runs; 1 where nothing is known, None without a mask."""
         parts = origin.split(".")
         if self.densities and parts[0] == "blocks":
             return self.densities[int(parts[1]) - 1]

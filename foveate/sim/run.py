@@ -15,6 +15,8 @@ from foveate.sim.table import table_costs
 from foveate.sim.timeline import Timeline
 from foveate.sim.traffic import tile_words
 
+PREDICTOR = "attn.predictor"
+"""What makes the mask of a block's scores, for rules with masked pairs."""
 # From a machine's kind to its model: (operations, machine, rules, stalls, name of the backbone) -> costs.
 MODELS = {
     "accelerator": lambda work, machine, rules, stalls, model: accelerator_costs(work, machine, rules, stalls),
@@ -36,7 +38,7 @@ def simulate(
     """
     operations = list(operations)
     check_work(operations, machine.name)
-    _check_densities(operations, machine)
+    machine = _masked(operations, machine)
     costs = MODELS[machine.kind](operations, machine, tuple(machine.rules if rules is None else rules), stalls, model)
     if machine.copies == 1:
         return costs
@@ -51,17 +53,21 @@ def timelines(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule
     """
     operations = list(operations)
     check_work(operations, machine.name)
-    _check_densities(operations, machine)
+    machine = _masked(operations, machine)
     if machine.kind != "pipeline":
         raise SimError(f"a timeline of {machine.name}, of kind {machine.kind!r}", 'a machine of kind "pipeline", such as vitality', "take --target vitality")
     return block_timelines(operations, machine, tuple(machine.rules if rules is None else rules), stalls)
 
 
-def _check_densities(operations: list[Work], machine: Machine) -> None:
-    blocks = max((int(work.origin.split(".")[1]) for work in operations if work.origin.startswith("blocks.")), default=0)
+def _masked(operations: list[Work], machine: Machine) -> Machine:
+    """The machine with the density of every block: None where nothing predicts which pairs matter."""
+    names = {work.origin for work in operations}
+    blocks = max((int(name.split(".")[1]) for name in names if name.startswith("blocks.")), default=0)
     if machine.densities and blocks != len(machine.densities):
         given = f"{len(machine.densities)} densities for {blocks} blocks on {machine.name}"
         raise SimError(given, "one density for all blocks, or one for each", "give the run that trained this model, or one number")
+    predicted = [f"blocks.{block}.{PREDICTOR}" in names for block in range(1, blocks + 1)]
+    return replace(machine, densities=tuple(machine.density(f"blocks.{block}") if mask else None for block, mask in enumerate(predicted, 1)))
 
 
 def remarks(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule] | None = None, model: str = "") -> list[str]:
@@ -70,7 +76,8 @@ def remarks(operations: Sequence[Work], machine: Machine, rules: Sequence[Rule] 
     found = [note.text for note in machine.notes if any(fnmatchcase(model, pattern) for pattern in note.models)]
     if machine.kind == "roofline":
         found.insert(0, "a roofline: for planning, not a measurement")
-    if any(rule.pairs == "masked" for rule in rules) and not machine.densities and machine.constants.get("density", 1) == 1:
+    predicts = any(work.origin.endswith(PREDICTOR) for work in operations) and any(rule.pairs == "masked" for rule in rules)
+    if predicts and not machine.densities and machine.constants.get("density", 1) == 1:
         found.append(f"an upper bound: every pair of a query and a key survives; give {machine.name.partition('@')[0]}@density=... as it was measured")
     mapped = [(work, rule_for(rules, work.kind, work.origin, machine.name)) for work in operations] if rules else []
     free = dict.fromkeys(f"nothing is charged for {', '.join(rule.kinds)}: {rule.why}" for _, rule in mapped if rule.unit == NOWHERE)
