@@ -53,7 +53,7 @@ def models(device: str = "cpu") -> dict[str, nn.Module]:
     with torch.no_grad():
         base.head.weight.mul_(40)  # as it starts, all images are about equally unsure, and rounding would decide which go on
     made = {DENSE: fv.adapt(base, fv.Plan())} | {name: fv.adapt(base, fv.Plan.parse(plan)) for name, plan in PLANS.items()}
-    made[VITCOD].calibrate(pictures(8, seed=1))
+    made[VITCOD].calibrate(made[DENSE], pictures(8, seed=1))
     return {name: model.to(device) for name, model in (made | {CASCADE: fv.Cascade([made[EFFORT], made[DENSE]], fv.Entropy(0.5))}).items()}
 
 

@@ -24,8 +24,12 @@ def refused(*words: str):
 def adapted(*others, key: str = "deit", dtype: torch.dtype = torch.float32, **settings) -> fv.AdaptiveModel:
     """The tiny model with masks of its own in every block and head, calibrated on noise."""
     fast = tiny.adapted(fv.Plan([fv.ViTCoD(**settings), *others]), key)
-    fast.calibrate(tiny.images(key, 4, seed=5))
+    fast.calibrate(dense(key), tiny.images(key, 4, seed=5))
     return fast.to(dtype)
+
+
+def dense(key: str = "deit", dtype: torch.dtype = torch.float32) -> fv.AdaptiveModel:
+    return fv.adapt(tiny.model(key, dtype), fv.Plan())
 
 
 def watched(attn: torch.nn.Module, run) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,19 +129,19 @@ def test_the_plan_says_how_many_a_patch_sees():
 def test_calibration_keeps_what_the_dense_model_attends_to_most(key):
     base, images = tiny.model(key, D), tiny.images(key, 5, dtype=D)
     fast = fv.adapt(base, fv.Plan([fv.ViTCoD(sparsity=0.7), fv.SPViT(after=(1,), keep=(0.5,))]))
-    dense, maps = fv.adapt(base, fv.Plan()), {}
+    whole, maps = dense(key, D), {}
 
     def looking(block):
         def mix(q, k, v, tokens, scale, *settings):
             maps[block] = torch.einsum("bihd,bjhd->bhij", q, k).mul(scale).softmax(-1)[..., tokens.prefix :, tokens.prefix :].mean(0)
-            return dense.anatomy.attend(q, k, v, tokens, scale, *settings)
+            return whole.anatomy.attend(q, k, v, tokens, scale, *settings)
         return mix
 
     with torch.no_grad():
-        tokens = dense.anatomy.stem(images)
-        for block in range(1, dense.card.depth + 1):
-            tokens = dense.anatomy.block(block, tokens, looking(block))
-    fast.calibrate([images[:2], images[2:]])
+        tokens = whole.anatomy.stem(images)
+        for block in range(1, whole.card.depth + 1):
+            tokens = whole.anatomy.block(block, tokens, looking(block))
+    fast.calibrate(whole, [images[:2], images[2:]])
     tables = []
     for block, mean in maps.items():
         mask = fast.vitcod.masks[str(block)]
@@ -148,14 +152,14 @@ def test_calibration_keeps_what_the_dense_model_attends_to_most(key):
                 assert mask.table[h, 1 + i, 1:].nonzero()[:, 0].tolist() == sorted([i, *others])
         tables.append(mask.table)
     assert not torch.equal(tables[0], nearest(fast.card.blocks[0].grid, len(tables[0]), fast.vitcod.masks["1"].kept))
-    fast.calibrate(images)
+    fast.calibrate(whole, images)
     assert all(torch.equal(mask.table, table) for mask, table in zip(fast.vitcod.masks.values(), tables)), "batches do not matter"
 
 
 def test_calibration_leaves_weights_and_mode_alone():
     fast = tiny.adapted(fv.Plan([fv.ViTCoD(), fv.PIVOT(skip=(2,))])).train()
     before = {name: value.clone() for name, value in fast.named_parameters()}
-    fast.calibrate(tiny.images())
+    fast.calibrate(dense(), tiny.images())
     assert fast.training and all(torch.equal(value, before[name]) for name, value in fast.named_parameters())
     assert fast.calibrates and not tiny.adapted(fv.Plan([fv.SPViT(**STAGES)])).calibrates
 
@@ -163,9 +167,12 @@ def test_calibration_leaves_weights_and_mode_alone():
 def test_calibration_refuses_no_images_and_what_is_not_finite():
     fast = tiny.adapted(fv.Plan([fv.ViTCoD()]))
     with refused("0 images", "vitcod"):
-        fast.calibrate([])
+        fast.calibrate(dense(), [])
     with refused("deit_tiny_patch16_224", "not finite"):
-        fast.calibrate(tiny.images() * torch.nan)
+        fast.calibrate(dense(), tiny.images() * torch.nan)
+    for other, name in ((dense("eva02"), "eva02"), (fast, "vitcod"), (tiny.model(), "VisionTransformer")):
+        with refused(name, "deit_tiny_patch16_224 under the empty plan"):
+            fast.calibrate(other, tiny.images())
     assert int(fast.vitcod.masks["1"].images) == 0
 
 
