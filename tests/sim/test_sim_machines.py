@@ -67,7 +67,8 @@ def test_what_is_tuned_says_so():
 def test_all_machines_of_the_papers_and_for_planning_are_there():
     rooflines = {name for name in sim.targets() if sim.load(name).kind == "roofline"}
     assert rooflines >= {"xeon-6230", "2080ti", "tx2", "v100", "jetson-orin-nano", "raspberry-pi-4", "a100", "h100", "h200"}
-    assert {"zcu102", "zcu102-16bit", "galaxy-s20"} <= set(sim.targets())
+    papers = {"zcu102", "zcu102-16bit", "galaxy-s20", "vitality", "vitality-gs", "vitality-extended", "sanger", "salo", "tx2-attention"}
+    assert papers <= set(sim.targets())
 
 
 def test_pivots_table_1_is_in_its_machine():
@@ -154,6 +155,15 @@ luts = true
         ("clock_mhz = 200", "clock_mhz = { source = 'x' }", "clock_mhz = None"),
         ("[[arrays]]", "[arrays]", "tables, each under [[arrays]]"),
         ('source = "data sheet"', "source = 3", "power_w: source is a text"),
+        ('kind = "accelerator"', 'kind = "pipeline"', "flows missing"),
+        ("size_kb = 2", 'size_kb = 2\n[[flows]]\noperation = "attn.qk"', "flows in a machine of kind 'accelerator'"),
+        ("elements_per_cycle = 4", "lanes = 4\nactivity = 0.5", "vector.activity without rated_power_w"),
+        ('kinds = ["gemm", "conv"]', 'pairs = "window"', "constants.window missing"),
+        ('kinds = ["gemm", "conv"]', 'pairs = "some"', "pairs = 'some': all or masked or window"),
+        ('kinds = ["gemm", "conv"]', 'stays = ["sums"]', "stays = ['sums']: some of inputs, weights, outputs"),
+        ('kinds = ["gemm", "conv"]', 'then = ["cpu"]', "mapping to 'cpu', which is none of pe, vector, nowhere"),
+        ('kinds = ["gemm", "conv"]', 'then = ["nowhere"]', "mapping to nowhere and then to units"),
+        ("size_kb = 2", "size_kb = 2\n[constants]\ndensity = 1.5", "constants.density = 1.5: a share above 0, up to 1"),
     ],
 )
 def test_one_mistake_is_named(old, new, said):
