@@ -2,6 +2,11 @@
 
 `quantise` turns linears and convolutions into fake-quantised ones in place. Names of weights stay as they are; each layer gains
 `input_quantiser.low`, `input_quantiser.span` and `weight_quantiser.scale`. Training learns them with the weights, evaluation keeps them.
+
+The arithmetic and the learned ranges are those of NNCF's torch quantisation (a test holds them together), but not its way into a model:
+`nncf.quantize` hooks functions under the names that one traced pass of `forward` gives them, and a plan has a packed and a masked form
+that call the same layers otherwise. Of 59 quantisers that NNCF 3.4 placed in an SPViT model, 38 ran in training and none in `traced` or
+`training_outputs`, without a word. Its kernels are also compiled at the first step, which needs a compiler (on a GPU nvcc) and took minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.nn.fake_quantise import TOP, frozen, learned
 
-HALF = (TOP + 1) / 2
+HALF = (TOP + 1) // 2
 MARK = ".weight_quantiser.scale"
 RANGE = (-1.0, 1.0)  # until a state or a calibration says better
 
@@ -40,8 +45,8 @@ class WeightQuantiser(nn.Module):
         self.scale = nn.Parameter(weight.detach().flatten(1).abs().amax(1).view(-1, *[1] * (weight.dim() - 1)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = self.scale.abs()
-        return (learned if self.training else frozen)(weight, scale * (-HALF / (HALF - 1)), scale * (TOP / (HALF - 1)))
+        step = self.scale.abs() / (HALF - 1)
+        return (learned if self.training else frozen)(weight, -HALF * step, TOP * step)
 
 
 class QuantisedLinear(nn.Linear):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 
-# In int8 the logits agree to 4e-7, but for images in which a value lies between two levels: there by 1e-3 to 2e-2, and by up to
-# 0.08 in tiny models of all families.
+# In int8 the logits agree to 4e-7, but for images in which a value lies between two levels: there to 2e-3 in foveate_nano_p4, where
+# that is nearly every image, and to 0.04 in tiny models of all families with random weights.
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.1, "int8": 0.1}
 # A decision on its threshold may fall the other way by a rounding (semantics.md 2), and bf16 moves many a threshold: top-k
 # plans with untrained selectors differed by up to 0.19 in the median image and 0.36 in the worst one (OpenVINO, AVX512-BF16).

@@ -50,7 +50,8 @@ def load_engine(
 ) -> Engine:
     """An engine for `model`, held against eager float32 on `example` before it is handed out.
 
-    model: an AdaptiveModel, a Cascade (an engine for each effort, with the gates between them) or any image classifier; left untouched. Its weights are copied, later changes do not show.
+    model: an AdaptiveModel, a Cascade (an engine for each effort, with the gates between them) or any image classifier; left
+        untouched. Its weights are copied, later changes do not show.
     backend: "torch", "torch-compile", "openvino", or "auto", the fastest of torch and openvino at this batch size, measured.
     precision: "fp32", "bf16", "int8", or "auto", the fastest that agrees. "int8" is for models trained with it (the recipe's
         quantise="int8"), and the only one of openvino for them; torch only emulates it, in fp32 or bf16.
