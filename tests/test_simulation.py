@@ -104,6 +104,7 @@ def test_a_simulation_is_a_ledger():
         ({"batch": 0}, ("batch=0", "from 1")),
         ({"batch": 2.0}, ("batch=2.0", "whole number")),
         ({"plan": "vitality()"}, ("zcu102", "blocks.1.attn.k_mean", "[[mapping]]")),
+        ({"plan": "efficient()", "target": "sanger"}, ("blocks.1.attn.q_softmax", "of kind 'softmax' only blocks.*.attn.predictor.softmax, blocks.*.attn.softmax")),
         ({"fractions": (0.8, 0.2)}, ("fractions", "cascade")),
         ({"mapping": "nowhere.toml"}, ("nowhere.toml",)),
         ({"plan": ARGMAX, "tokens": (0, 0, 0)}, ("0 live tokens",)),

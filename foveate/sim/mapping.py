@@ -62,6 +62,8 @@ def rule_for(rules: tuple[Rule, ...], kind: str, origin: str, target: str) -> Ru
         if rule.fits(kind, origin):
             return rule
     runs = ", ".join(dict.fromkeys(word for rule in rules for word in rule.kinds)) or "nothing"
+    of = dict.fromkeys(pattern for rule in rules if any(fnmatchcase(kind, word) for word in rule.kinds) for pattern in rule.origins)
+    runs += f"; of kind {kind!r} only {', '.join(of)}" if of else ""
     raise SimError(
         given=f"{origin}, an operation of kind {kind!r}, on {target}",
         allowed=f"what {target} has a unit for: {runs}",

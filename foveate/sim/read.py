@@ -62,7 +62,7 @@ def read_mapping(text: str, name: str, machine: Machine) -> tuple[Rule, ...]:
     rules = reader.section(table, "mapping")
     if not table.get("mapping"):
         reader.wrong.append("[[mapping]] missing")
-    _refuse(reader.wrong + _rules(rules, [unit.name for unit in machine.units]), name)
+    _refuse(reader.wrong + _rules(rules, reader.mapped, [unit.name for unit in machine.units]), name)
     return rules
 
 
@@ -79,13 +79,14 @@ def _refuse(wrong: list[str], name: str) -> None:
 class Reader:
     """Turns TOML tables into the classes of machine.py.
 
-    wrong: what could not be read. sources: by dotted path. units: names of arrays and processors, broken ones included.
-    clocked: whether one of them counts cycles.
+    wrong: what could not be read. sources: by dotted path. units: names of arrays and processors, mapped: units that rules name, those
+    of broken tables included. clocked: whether a unit counts cycles.
     """
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
         self.units: list[str] = []
+        self.mapped: list[str] = []
         self.clocked = False
         self.sources: dict[str, Source] = {}
 
@@ -115,8 +116,11 @@ class Reader:
     def part(self, row: dict[str, Any], cls: type, path: str) -> Any:
         """One table as an object of `cls`, or None where a key is missing or wrong."""
         path = f"{path.partition('[')[0]}.{row['name']}" if isinstance(row.get("name"), str) else path
+        if cls is Rule:
+            then = row.get("then")
+            self.mapped += [name for name in [row.get("unit"), *(then if isinstance(then, list) else [])] if isinstance(name, str)]
         if cls in (Array, Processor) and "name" in row:
-            self.units.append(row["name"])
+            self.units.append(str(row["name"]))
             self.clocked |= cls is Array or any(key in row for key in CLOCKED)
         before, known = len(self.wrong), {field.name: field for field in fields(cls)}
         self.unknown(row, list(known), f"{path}.")
@@ -187,22 +191,24 @@ def violations(machine: Machine, reader: Reader) -> list[str]:
     wrong += [f"{unit.name}.activity without rated_power_w" for unit in machine.units if unit.activity is not None and unit.rated_power_w is None]
     if any(rule.pairs == "window" for rule in machine.rules) and "window" not in machine.constants:
         wrong.append('constants.window missing (a mapping has pairs = "window")')
+    if machine.constants.get("window", 1) < 1:
+        wrong.append(f"constants.window = {machine.constants['window']:g}: keys for each query, from 1")
     shares = {key: machine.constants[key] for key in ("density", "pack_efficiency") if key in machine.constants}
     wrong += [f"constants.{key} = {value:g}: a share above 0, up to 1" for key, value in shares.items() if not 0 < value <= 1]
-    return wrong + _rules(machine.rules, units) + [line for array in machine.arrays for line in _too_large(array, machine)]
+    return wrong + _rules(machine.rules, reader.mapped, units) + [line for array in machine.arrays for line in _too_large(array, machine)]
 
 
-def _rules(rules: tuple[Rule, ...], units: list[str]) -> list[str]:
+def _rules(rules: tuple[Rule, ...], mapped: list[str], units: list[str]) -> list[str]:
     known = ", ".join([*units, NOWHERE])
-    wrong = [f"mapping to {unit!r}, which is none of {known}" for rule in rules for unit in rule.units if unit not in (*units, NOWHERE)]
+    wrong = [f"mapping to {unit!r}, which is none of {known}" for unit in dict.fromkeys(mapped) if unit not in (*units, NOWHERE)]
     wrong += [f"mapping to {NOWHERE} and then to units" for rule in rules if rule.then and NOWHERE in rule.units]
     return wrong + [f"mapping of {', '.join(rule.kinds)} to {NOWHERE} without why" for rule in rules if rule.unit == NOWHERE and not rule.why]
 
 
 def _too_large(array: Array, machine: Machine) -> list[str]:
-    """An array is filled from a buffer that must hold what stays in it."""
+    """An array is filled from a buffer, its own or the shared one, that must hold what stays in it."""
     holds, bits = {INPUT: ("inputs", machine.precision_bits), WEIGHT: ("weights", machine.precision_bits)}.get(array.dataflow, ("outputs", array.sum_bits))
-    memory = machine.memory(holds)
+    memory = machine.memory(holds) or machine.memory("all")
     if bits is None or memory is None or memory.size_kb is None:
         return []
     need = array.rows * array.columns * bits / 8 / 1024

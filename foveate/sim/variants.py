@@ -42,7 +42,10 @@ def settings(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(key.strip() and sign and value.strip() for key, sign, value in pairs):
         raise SimError(f"settings {text!r}", "KEY=VALUE, several with commas between them", "write for instance vitality@peak=tx2 or sanger@density=0.4")
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    found = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(found) < len(pairs):
+        raise SimError(f"settings {text!r}", "each key once", "leave out one of its values")
+    return found
 
 
 def changed(tables: dict[str, Any], key: str, value: str, target: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_settings_change_numbers_of_the_file():
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("vitality@", "KEY=VALUE"), ("vitality@peak", "KEY=VALUE"), ("vitality@clock_ghz=1", "clock_mhz, precision_bits, arrays.SA-General.rows"),
+        ("vitality@", "KEY=VALUE"), ("sanger@density=0.4,density=0.3", "each key once"), ("salo@window=0.5", "from 1"), ("vitality@peak", "KEY=VALUE"), ("vitality@clock_ghz=1", "clock_mhz, precision_bits, arrays.SA-General.rows"),
         ("vitality@clock_mhz=fast", "a number"), ("vitality@arrays.SA-General.dataflow=1", "a number of its machine file"),
         ("vitality@clock_mhz=-3", "clock_mhz = -3"), ("vitality@peak=nothing", "target 'nothing'"), ("vitality@peak=galaxy-s20", "no known peak"),
         ("sanger@density=1.5", "up to 1"), ("sanger@density=0", "density = 0"), ("sanger@density=0.5/2", "vitality(mode=sparse)"),
