@@ -6,7 +6,7 @@ import pytest
 
 import foveate as fv
 from command import answer, run
-from foveate.cli.sweep import varied
+from foveate.cli.sweep import named, varied
 
 TINY = ("--data", "digits", "--epochs", 1, "--batch-size", 256, "--recipe", "vitality-nano")
 
@@ -61,6 +61,31 @@ def test_wrong_settings_are_refused(vary, words):
         varied("", fv.Plan([fv.ViTALiTy()]), [vary])
 
 
+def test_inline_plans_of_the_same_methods_are_told_apart():
+    plans = {text: fv.Plan.parse(text) for text in ("pivot(skip=[2, 3])", "pivot(skip=[])", "vitality()")}
+    assert list(named(plans, [])) == ["pivot-skip=2,3", "pivot-skip=", "vitality"]
+    both = {text: plan for text, plan in plans.items() if text != "vitality()"}
+    found = named(both, ["entropy_weight=0,1"])
+    assert [(name, plan.methods[0].skip) for name, plan in found.items()] == [
+        ("pivot-skip=2,3-entropy_weight=0", (2, 3)), ("pivot-skip=2,3-entropy_weight=1", (2, 3)),
+        ("pivot-skip=-entropy_weight=0", ()), ("pivot-skip=-entropy_weight=1", ())]  # fmt: skip
+
+
 def test_two_plans_of_one_name_are_refused(base, tmp_path, capsys):
-    code, _, err = run(capsys, "sweep", base, "--plan", "vitality()", "--plan", "vitality(threshold=0.1)", "--out", tmp_path / "twice")
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.json").write_text(fv.Plan([fv.PIVOT(skip=())]).to_json())
+    code, _, err = run(capsys, "sweep", base, "--plan", tmp_path / "a" / "one.json", "--plan", tmp_path / "b" / "one.json", "--out", tmp_path / "twice")
     assert code == 2 and "same name" in err
+    code, _, err = run(capsys, "sweep", base, "--plan", tmp_path / "a" / "one.json", "--plan", tmp_path / "b" / "one.json",
+                       "--vary", "entropy_weight=0,1", "--out", tmp_path / "twice")  # fmt: skip
+    assert code == 2 and "same name" in err and not (tmp_path / "twice").exists()
+
+
+def test_a_finished_run_of_another_plan_is_not_taken_for_this_one(base, tmp_path, capsys):
+    command = ("sweep", base, *TINY, "--out", tmp_path / "runs")
+    answer(capsys, *command, "--plan", "pivot(skip=[1])")
+    code, _, err = run(capsys, *command, "--plan", "pivot(skip=[2])", "--resume")
+    assert code == 2 and "which was trained with pivot(skip=[1])" in err
+    code, _, err = run(capsys, *command, "--plan", "vitality()", "--plan", "pivot(skip=[1])")
+    assert code == 2 and "already holds a run" in err and not (tmp_path / "runs" / "vitality").exists()

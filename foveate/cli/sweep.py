@@ -60,17 +60,17 @@ def sweep(
     Each gets a run folder of its own below --out. With --resume, finished runs are taken as they are and an interrupted one goes on.
     """  # fmt: skip
     from foveate.cli.targets import single_plan_of
+    from foveate.plan import Plan
 
     with answering(json) as answer:
         target = dense_target(model_or_run)
-        plans = {}
-        for text in plan:
-            plans |= varied(_name(text), single_plan_of(target, text), vary or [])
-        if len(plans) < len(plan):
-            raise FoveateError(f"plans of the same name: {', '.join(map(_name, plan))}", "a name of its own for each", "rename the plan files")
-        for name in plans:
-            if not _finished(out / name):
+        plans = named({text: single_plan_of(target, text) for text in plan}, vary or [])
+        for name, one in plans.items():
+            if not (resume and _finished(out / name)):
                 check_folder(out / name, resume)
+            elif (done := Plan.parse(str(out / name))) != one:
+                raise FoveateError(f"--resume with {one} for the run {out / name}, which was trained with {done}", "the plans that the runs below --out have",
+                                   "choose another --out, or another name for the plan")
         for name, one in plans.items():
             if _finished(out / name) and resume:
                 note(f"{name}: finished before")
@@ -95,6 +95,22 @@ def _base_seconds(target: Target) -> float | None:
     if target.folder is None and target.embedded:
         return jsonlib.loads((ASSETS / f"{target.text}.card.json").read_text(encoding="utf-8")).get("seconds")
     return target.record().get("seconds")
+
+
+def named(plans: dict[str, Plan], vary: list[str]) -> dict[str, Plan]:
+    """Every plan of the command line for all values of `vary`, by the name of its run folder: no run may take another's place.
+
+    plans: by their texts. Inline forms of the same methods are told apart by their settings: pivot-skip=2,3.
+    """
+    short = [_name(text) for text in plans]
+    found = {}
+    for text, plan in plans.items():
+        name = _name(text) if short.count(_name(text)) == 1 else _long_name(text)
+        for key, one in varied(name, plan, vary).items():
+            if key in found:
+                raise FoveateError(f"plans of the same name: {', '.join(plans)}", "a name of its own for each", "rename the plan files, or leave one of them out")
+            found[key] = one
+    return found
 
 
 def varied(name: str, plan: Plan, vary: list[str]) -> dict[str, Plan]:
@@ -134,6 +150,11 @@ def _word(value: Any) -> str:
 def _name(text: str) -> str:
     """A plan's folder: the file's or preset's name, the method's for the inline form (nothing where --vary says more)."""
     return Path(text).stem if "(" not in text else text.partition("(")[0].strip()
+
+
+def _long_name(text: str) -> str:
+    """The inline form without what folders should not be called; a file's name as it is."""
+    return _word(text).replace("(", "-").translate(str.maketrans("", "", "[]()\"'")) if "(" in text else _name(text)
 
 
 def _finished(run: Path) -> bool:
