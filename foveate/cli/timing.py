@@ -34,7 +34,10 @@ def bench(
     ] = "auto",
     precision: Annotated[
         str,
-        typer.Option(metavar="PRECISION", help="Of the matrix products: fp32, bf16, int8 (openvino, runs trained with quantise=int8), or auto (the fastest that agrees)."),
+        typer.Option(
+            metavar="PRECISION",
+            help="Of the matrix products: fp32, bf16, int8 (openvino, runs trained with quantise=int8), or auto (the fastest that agrees).",
+        ),
     ] = "fp32",
     batch: Annotated[list[int], typer.Option(min=1, metavar="N...", help="Images a call; several as in --batch 1 16.")] = [1, 16],  # noqa: B006
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every model once, in turn.")] = 30,
