@@ -115,7 +115,7 @@ def test_the_picture_and_the_plan():
     assert lines[2].split()[2:] == ["■", "■", "□", "□", *"■■■■■", "□", "■", "■", "1.500"]
     columns = [lines[0].index("  3") + 2, lines[0].index(" 10") + 2]
     assert [lines[2][c] for c in columns] == ["□", "□"] and len({len(line) for line in lines}) == 1
-    assert plan_text(paths[9]) == "pivot(skip=[3,4,10])" and plan_text(paths[12]) == "dense"
+    assert plan_text(paths[9]) == "pivot(skip=[3,4,10])" and plan_text(paths[12]) == "pivot(skip=[])"
 
 
 @pytest.mark.parametrize("call, word", [

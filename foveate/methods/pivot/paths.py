@@ -113,8 +113,8 @@ def picture(depth: int, paths: dict[int, Path]) -> str:
 
 
 def plan_text(path: Path) -> str:
-    """The path as a plan, to be pasted behind --plan."""
-    return f"pivot(skip=[{','.join(map(str, path.skip))}])" if path.skip else "dense"
+    """The path as a plan, to be pasted behind --plan; the highest effort skips nothing and is trained with L_En like the others."""
+    return f"pivot(skip=[{','.join(map(str, path.skip))}])"
 
 
 def _checked(cka: Sequence) -> np.ndarray:
