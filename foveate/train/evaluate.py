@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from foveate.nn.gates import no_answer
 from foveate.train.images import PixelImages, ReadImages, warn_skipped
 
 
@@ -24,6 +25,7 @@ def evaluate(
     model: any callable images [B, 3, S, S] -> logits [B, C]; a module is evaluated in eval mode and put back.
     device: where the images go (default: where a module's parameters are, else the CPU).
     progress: called with (images done, images in all).
+    An image whose logits are not numbers is not right, whatever its label.
     """
     device = device if device is not None else _device_of(model)
     correct, losses, skipped = [], [], []
@@ -31,7 +33,7 @@ def evaluate(
         for start in range(0, len(images), batch_size):
             batch = images.batch(np.arange(start, min(start + batch_size, len(images))))
             logits = torch.as_tensor(model(batch.images.to(device))).float().cpu()
-            correct.append(logits.argmax(-1) == batch.labels)
+            correct.append((logits.argmax(-1) == batch.labels) & ~no_answer(logits))
             losses.append(cross_entropy(logits, batch.labels, reduction="none"))
             skipped.extend(batch.skipped)
             if progress is not None:

@@ -28,6 +28,12 @@ def test_figures_do_not_depend_on_the_batch(batch_size):
     assert result["loss"] == pytest.approx(float(naive), abs=1e-6)
 
 
+def test_logits_that_are_no_numbers_are_wrong_also_for_the_first_class():
+    silent = lambda images: read_brightness(images).index_fill(0, torch.tensor([0]), torch.nan)  # argmax then says class 0
+    result = evaluate(silent, coded([0, 0, 1], [0, 0, 1]))
+    assert np.array_equal(result["correct"], [False, True, True]) and np.isnan(result["loss"])
+
+
 def test_a_module_is_evaluated_in_eval_mode_and_put_back():
     class Model(nn.Module):
         def __init__(self):
