@@ -44,6 +44,7 @@ def calibrate(cascade: Cascade, data: Any, lec: float | Sequence[float] = 0.7, *
     lec: one share in (0, 1] for all stages, or one a stage. settings: of `observe`.
     Raises FoveateError for an empty set, a set of one class, and a lec that cannot be met, naming the best share that can.
     """
+    _check_cascade(cascade)
     outcomes = data if isinstance(data, Outcomes) else observe(cascade, data, **settings)
     gates = outcomes.gates_for(lec)
     return cascade.gated(gates, outcomes.answered(gates).fractions)
@@ -64,8 +65,11 @@ def observe(
         `lambda effort, trace: fv.simulate(effort.card, effort.plan, target="zcu102", trace=trace)`, or measured milliseconds; a Ledger
         brings its energy along, for a number the energy is taken to grow with the delay (unit power). By default the MACs of each
         image stand in for its delay and its energy. cost_name: what to call it. progress: called with (images done, images in all).
-    Raises FoveateError for an empty set and a set of one class, which say nothing about how hard images are.
+    Raises FoveateError for an empty set and a set of one class, which say nothing about how hard images are, and for what is no such set.
     """
+    _check_cascade(cascade)
+    if type(batch_size) is not int or batch_size < 1:
+        raise FoveateError(f"batch_size={batch_size!r}", "a whole number of images, at least 1", "leave it out for 250")
     labels = _labels(data)
     logits: list[list[Tensor]] = [[] for _ in cascade.efforts]
     traces: list[list[Trace]] = [[] for _ in cascade.efforts]
@@ -109,8 +113,20 @@ def _costs(cascade: Cascade, traces: list[Trace], macs: np.ndarray, cost: Cost |
             "cost": (name or "delays as given") + ("" if powered else ", energy at unit power")}
 
 
+def _check_cascade(cascade: Any) -> None:
+    if not isinstance(cascade, Cascade):
+        raise FoveateError(f"a {type(cascade).__name__} to calibrate", "a Cascade", "write fv.Cascade([low, high], gate=fv.Entropy(0.3))")
+
+
 def _labels(data: Any) -> Tensor:
-    labels = torch.as_tensor(data[1] if isinstance(data, tuple) else data.labels)
+    pair = isinstance(data, tuple) and len(data) == 2
+    if not pair and not (hasattr(data, "labels") and hasattr(data, "batch")):
+        raise FoveateError(f"a {type(data).__name__} to calibrate on", "a labelled set of foveate.train.load_data, or (images, labels)",
+                           "give the images [N, C, H, W] with the class number of each")
+    labels = torch.as_tensor(data[1] if pair else data.labels)
+    if labels.dim() != 1 or pair and len(data[0]) != len(labels):
+        raise FoveateError(f"{len(data[0]) if pair else len(labels)} images with labels of shape {list(labels.shape)}", "one class number an image",
+                           "give labels [N] for images [N, C, H, W]")
     classes = len(labels.unique())
     if classes < 2:
         raise FoveateError(f"a calibration set of {len(labels)} images of {classes} class{'es' * (classes != 1)}",

@@ -30,7 +30,7 @@ class Cascade(nn.Module):
 
     def __init__(self, efforts: Iterable[AdaptiveModel], gate: Gate | Sequence[Gate], fractions: Sequence[float] | None = None):
         super().__init__()
-        efforts = list(efforts)
+        efforts = list(efforts) if isinstance(efforts, Iterable) else [efforts]
         _check_models(efforts)
         self.plan = Plan.cascade([effort.plan for effort in efforts], gate, fractions)
         self.efforts = nn.ModuleList(efforts)

@@ -109,7 +109,7 @@ def calibrated(gate: Gate, difficulty: np.ndarray, lec: float, effort: int = 1) 
     if needed > len(known):
         best = len(known) / len(difficulty)
         raise Unreachable(f"lec={lec:g} for effort {effort}, which gives NaN logits for {len(difficulty) - len(known)} of {len(difficulty)} images",
-                          f"up to {best:.4g}, the share of images that it answers at all", "lower lec, or find out why these logits are NaN")
+                          f"F_L up to {best:.4g}, the share of images that it answers at all", "lower lec, or find out why these logits are NaN")
     if lec == 1:
         return gate.open, 1.0
     hardest = known[needed - 1]

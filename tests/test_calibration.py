@@ -157,6 +157,18 @@ def test_sets_that_say_nothing_are_refused():
             calibrate(cascade(), data)
 
 
+def test_other_things_are_refused():
+    images, labels = labelled(6)
+    for data, words in ((images, "Tensor"), ([images, labels], "list"), ((images, labels, labels), "tuple"), ((images, labels[:4]), "6 images with labels"),
+                        ((images, labels[:, None].expand(6, 7)), "labels of shape")):  # fmt: skip
+        with refused(words):
+            calibrate(cascade(), data)
+    with refused("batch_size=0"):
+        calibrate(cascade(), (images, labels), batch_size=0)
+    with refused("AdaptiveModel", "a Cascade"):
+        calibrate(tiny.adapted(DENSE), (images, labels))
+
+
 def test_modes_are_put_back():
     model = cascade()
     model.efforts[1].train()
@@ -177,7 +189,7 @@ def test_nan_logits_limit_what_can_be_asked():
     outcomes = observe(model, (images, labels))
     assert outcomes.nan.sum(1).tolist() == [2, 0] and not outcomes.correct[0][[0, 2]].any()
     assert calibrate(model, outcomes, 0.75).plan.fractions == (0.75, 0.25)
-    with refused("2 of 8", "0.75"):
+    with refused("2 of 8", "F_L up to 0.75"):
         calibrate(model, outcomes, 0.8)
     assert [point.lec for point in outcomes.sweep()] == [lec for lec in LECS if lec <= 0.75]
     assert outcomes.answered(outcomes.gates_for(0.75)).nan == (2, 0)

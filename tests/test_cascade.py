@@ -213,7 +213,7 @@ def test_decisions_of_other_images_or_cascades_are_refused():
 
 def test_other_things_are_no_efforts():
     low, high = tiny.adapted(TOPK), tiny.adapted(DENSE)
-    for efforts in ([], [low], [low, tiny.model()], [low, TOPK], [low, cascade("two")], [low, None]):
+    for efforts in ([], [low], [low, tiny.model()], [low, TOPK], [low, cascade("two")], [low, None], low, None):
         with refused("cascade", "adapted models"):
             fv.Cascade(efforts, gate=fv.Entropy(0.3))
     with refused("gate"):
