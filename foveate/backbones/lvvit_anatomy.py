@@ -36,7 +36,10 @@ class LVViTAnatomy(ViT):
         """cls + 0.5 max over live patch tokens of the auxiliary head; package tokens are not asked (semantics.md 8)."""
         model = self.model
         if not tokens.pruned:
-            return model.forward_head(model.norm(tokens.x))
+            x, own = tokens.x, model.num_prefix_tokens
+            if tokens.prefix > own:  # the auxiliary head takes all that follows the class token for patches
+                x = torch.cat([x[:, :own], x[:, tokens.patches]], 1)
+            return model.forward_head(model.norm(x))
         logits = VisionTransformer.forward_head(model, model.norm(prefix_rows(tokens)))
         if model.num_classes == 0:
             return logits

@@ -22,7 +22,8 @@ def mixed(function: Attention, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, 
     Under autocast the function runs outside it, in v's type: what may be rounded and what overflows it knows best itself.
     """
     device = v.device.type
-    if torch.is_autocast_enabled(device):  # asked first because switching it off leaves a trace in exported graphs
+    # Asked first, because switching it off leaves a trace in exported graphs; the meta device does not know autocast.
+    if not v.is_meta and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return mixed(function, q.to(v.dtype), k.to(v.dtype), v, tokens, weights)
     if weights is None and tokens.ragged:

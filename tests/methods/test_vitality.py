@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -122,6 +123,28 @@ def test_tensor_ranges_freeze_in_evaluation():
     assert not torch.equal(fast.vitality.running_ranges, frozen)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_tensor_ranges_export_with_a_dynamic_batch(trained):
+    fast, images = adapted(mode="sparse", threshold=0.1, range="tensor"), tiny.images()
+    if trained:
+        fast.train()(tiny.images(seed=2) * 2)
+    fast.eval()
+    with torch.no_grad():
+        graph = torch.export.export(fast, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+        for batch in (images, tiny.images(count=5)):
+            torch.testing.assert_close(graph(batch), fast(batch), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, dict(mode="lowrank+sparse", range="tensor")], ids=["vitality", "tensor"])
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "levit_128s", "mobilevit_xxs"])
+def test_real_configurations_run_on_the_meta_device(name, settings):
+    with torch.device("meta"):
+        base = timm.create_model(name, num_classes=10).eval()
+    fast = fv.adapt(base, fv.Plan([fv.ViTALiTy(**settings)]))
+    images = torch.empty(2, 3, *fast.card.image_size, device="meta")
+    assert fast(images).shape == (2, 10) and fast.train()(images).shape == (2, 10)
+
+
 # distillation token
 
 
@@ -134,6 +157,24 @@ def test_a_fresh_distillation_token_only_halves_the_logits():
         heads = fast.training_outputs(images).heads
     assert len(heads) == 2 and not heads[1].any()
     torch.testing.assert_close(fast(images), heads[0] / 2, rtol=0, atol=1e-6)
+
+
+def test_the_auxiliary_head_of_lvvit_does_not_ask_the_distillation_token():
+    base, images = tiny.model("lvvit"), tiny.images("lvvit")
+    fast = fv.adapt(base, fv.Plan([fv.ViTALiTy(mode="sparse+kd")]))
+    asked = []
+    fast.aux_head.register_forward_hook(lambda _, inputs, __: asked.append(inputs[0].shape[1]))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        fast(images)
+    assert asked == [16]
+    assert counter.get_total_flops() / 2 / len(images) == pytest.approx(fv.count(fast).macs)
+
+
+def test_a_model_without_classes_gets_no_distillation_token():
+    base = timm.create_model("deit_tiny_patch16_224", **tiny.VIT | dict(num_classes=0))
+    with pytest.raises(fv.FoveateError, match="(?s)given:.*kd.*allowed:.*classifier.*do:"):
+        fv.adapt(base, fv.Plan([fv.ViTALiTy(mode="vitality+kd")]))
+    assert fv.adapt(base, fv.Plan([fv.ViTALiTy()])).eval()(tiny.images()).shape == (3, 24)
 
 
 def test_a_base_with_a_distillation_token_keeps_its_own():

@@ -72,6 +72,8 @@ class ViTALiTy(Method):
             check_depth(self, "blocks", card, card.depth)
         if self.attention_kind != "baseline":
             check_pairs(self, "mode", card)
+        if self.adds_token(card) and not card.num_classes:
+            wrong(self, "mode", self.mode, f"{KD} on models with a classifier; {card.name} has none", "create the model with num_classes=...")
         if self.adds_token(card) and (card.family not in TOKEN_FAMILIES or card.pool != "token"):
             wrong(self, "mode", self.mode, f"{KD} on backbones that classify by a class token; {card.name} does not",
                   f"use mode={self.attention_kind!r} there: the teacher's logits still teach through the recipe's kl_weight")

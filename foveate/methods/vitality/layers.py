@@ -88,15 +88,14 @@ class ViTALiTyHooks(Hooks):
         if self.config.range == "image":
             return {}
         running = self.running_ranges[block - 1]
-        if run.sample or not running.any():
-            own = weights if q.shape[-2] == k.shape[-2] else None
-            seen = torch.stack([bound.flatten()[0] for t, w in ((q, own), (k, weights)) for bound in ranges(t, w, "tensor")]).to(running)
-            if not run.sample:
-                running = seen
-            else:
-                with torch.no_grad():
-                    running.copy_(torch.lerp(running, seen, MOMENTUM) if running.any() else seen)
-        low_q, high_q, low_k, high_k = running
+        own = weights if q.shape[-2] == k.shape[-2] else None
+        seen = torch.stack([bound.flatten()[0] for t, w in ((q, own), (k, weights)) for bound in ranges(t, w, "tensor")]).to(running)
+        # Not an if: what it would ask is data, which a traced graph and the meta device do not have.
+        found = torch.where(running.any(), torch.lerp(running, seen, MOMENTUM) if run.sample else running, seen)
+        if run.sample:
+            with torch.no_grad():
+                running.copy_(found)
+        low_q, high_q, low_k, high_k = found
         return {"q_range": (low_q, high_q), "k_range": (low_k, high_k)}
 
     def metrics(self, run: Run) -> dict[str, Tensor]:
