@@ -51,7 +51,7 @@ class AdaptiveModel(nn.Module):
         self._owners = {block: method.name for block, method in plan.attention(anatomy.card).items()}
         self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
         self.lost: tuple[int, ...] = ()
-        for method in plan.methods:
+        for method in plan.settled(anatomy.card):
             hooks = layers(method.name).build(method, anatomy.card)
             like = next(anatomy.model.parameters())
             self.add_module(method.name, hooks.to(like.device, like.dtype).train(self.training))

@@ -52,7 +52,7 @@ def count(
         return _cascade(model, plan, trace, tokens, fractions).only(include)
     card = card_of(model)
     plan.validate(card)
-    effects = [cost(method.name).effect(method, card) for method in plan.methods]
+    effects = [cost(method.name).effect(method, card) for method in plan.settled(card)]
     params = card.params + sum(effect.params for effect in effects)
     if trace is not None and tokens is not None:
         raise FoveateError(
@@ -165,7 +165,7 @@ def _mean(card: Card, effects: list[Effect], params: int, trace: Trace) -> Ledge
 def macs_each(model: Any, plan: Plan, trace: Trace) -> list[float]:
     """MACs of each image of `trace`, which `plan` made; arguments and errors as in `count`."""
     card = card_of(model)
-    effects = [cost(method.name).effect(method, card) for method in plan.methods]
+    effects = [cost(method.name).effect(method, card) for method in plan.settled(card)]
     images = list(_seen(card, trace, _checked_stages(effects, trace)))
     macs = {seen: Ledger(workload(card, effects, seen).operations()).macs for seen in set(images)}
     return [macs[seen] for seen in images]

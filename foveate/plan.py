@@ -67,9 +67,14 @@ class Plan:
         """Raises FoveateError if a method does not fit the backbone that `card` describes."""
         if pruning := [m.name for m in self.methods if m.prunes]:
             card.check_tokens(f"{pruning[0]}, which prunes tokens,")
-        for m in self.methods:
+        for m in self.settled(card):
             m.validate(card)
-        self.attention(card)
+
+    def settled(self, card) -> tuple[Method, ...]:
+        """The methods, where one says "all" beside another that names blocks, with the blocks that are left for it."""
+        owners = self.attention(card)
+        left = {m: tuple(sorted(block for block, owner in owners.items() if owner is m)) for m in self.methods if m.attention() == "all"}
+        return tuple(m.but(blocks=left[m]) if 0 < len(left.get(m, ())) < card.depth else m for m in self.methods)
 
     def attention(self, card) -> dict[int, Method]:
         """Which method skips or replaces the attention of which 1-based block; raises FoveateError where two claim one.

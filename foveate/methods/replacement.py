@@ -21,7 +21,7 @@ class Replacement(Method):
         check_pairs(self, "blocks", card)
 
     def chosen(self, card) -> tuple[int, ...]:
-        """The blocks by number; for "all" every block, also one that another method of the plan takes."""
+        """The blocks by number; for "all" every block (`Plan.settled` has left out those that other methods name)."""
         return tuple(range(1, card.depth + 1)) if self.blocks == "all" else self.blocks
 
 

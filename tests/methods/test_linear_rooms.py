@@ -283,3 +283,20 @@ def test_several_attentions_share_a_model_block_by_block():
         fv.adapt(tiny.model(), fv.Plan([fv.Linformer(rank=4, blocks=(1, 2)), fv.Performer(blocks=(2,))]))
     with refused("efficient", "vitality", "all blocks"):
         fv.adapt(tiny.model(), fv.Plan([fv.Efficient(), fv.ViTALiTy()]))
+
+
+def test_all_blocks_are_those_that_no_other_method_names():
+    plan = fv.Plan([fv.Linformer(rank=4), fv.PIVOT(skip=(2,)), fv.SPViT(after=3, keep=0.5)])
+    fast = fv.adapt(tiny.model(), plan)
+    assert set(fast.linformer.projections) == {"1", "3", "4"}
+    assert fv.count(fast).params == sum(p.numel() for p in fast.parameters() if p.requires_grad)
+    assert fast.plan == plan
+    fast.train().training_outputs(tiny.images()).logits.sum().backward()
+    assert all(p.grad is not None for p in fast.linformer.parameters())
+
+
+def test_a_rank_may_exceed_the_tokens_of_blocks_that_another_method_takes():
+    fast = fv.adapt(tiny.model("levit"), fv.Plan([fv.Linformer(rank=25), fv.ViTALiTy(blocks=(4, 5, 6))]))
+    assert [fast.card.block(number).patches for number in (1, 2, 3, 4)] == [25, 25, 25, 9]
+    with refused("linformer", "block 4"):
+        fv.adapt(tiny.model("levit"), fv.Plan([fv.Linformer(rank=25)]))
