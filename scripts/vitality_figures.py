@@ -18,7 +18,7 @@ ENERGY_MODELS = (DEIT_B, *SEVEN[3:])
 MEASURED = (DEIT_T, "mobilevit_xs", "levit_128")
 PLATFORMS = ("xeon-6230", "tx2", "2080ti")
 DENSITIES, DENSITY = (0.1, 0.2, 0.3, 0.41, 0.5, 0.6, 0.8, 1), 0.41
-SPARSE = "vitality(mode=sparse)"
+SPARSE, THRESHOLD = "vitality(mode=sparse)", 0.02
 Figures = Iterator[tuple[str, float | str]]
 STEPS = (
     ("attn.k_mean.sum", "attn.k_mean", "attn.k_centred"), ("attn.context",), ("attn.k_sum", "attn.v_sum"),

@@ -2,9 +2,11 @@
 
 import csv
 import importlib
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foveate import sim
@@ -43,6 +45,36 @@ def test_what_differs_says_why(script, text):
         assert row.holds or row.why, row
         assert row.holds or f"{row.why}." in text
     assert "prints no hardware number" in text  # IRET
+
+
+def test_a_trained_models_masks_are_an_input_of_sanger(script, text):
+    masks = importlib.import_module("sparse_masks")
+    machine = sim.load(f"sanger@density={masks.RESULT}")
+    line = json.loads(masks.RESULT.read_text())
+    assert machine.densities == tuple(line[f"vitality_density_block_{block}"] for block in range(1, 13))
+    assert all(line[f"split_efficiency_block_{block}"] <= line[f"pack_efficiency_block_{block}"] <= 1 for block in range(1, 13))
+    assert line["trained"] in text
+    assert f"| mean | {sum(machine.densities) / 12:.2f} |" in text
+
+
+def test_rows_of_a_mask_are_split_and_packed():
+    masks = importlib.import_module("sparse_masks")
+    mask = np.zeros((5, 8), dtype=bool)
+    for row, count in enumerate((7, 3, 0, 4, 1)):
+        mask[row, :count] = True
+    assert masks.pieces(mask, 4) == [4, 4, 3, 3, 1]
+    assert masks.packed_rows([4, 4, 3, 3, 1], 4) == 4
+    line = masks.measured([mask[None, None]], 4)
+    assert line == {"vitality_density_block_1": 0.375, "split_efficiency_block_1": 0.75, "pack_efficiency_block_1": 0.9375}
+
+
+def test_what_is_computed_only_is_counted_apart(script):
+    found = script.rows()
+    out = [row for row in found if row.basis == "out"]
+    assert f"| all | {script.share(found)} |" in script.summary(found)
+    assert script.summary(found).endswith(f"{script.share(out)} |")
+    # What follows from a fitted delay, or from an MLP ratio taken because it fits, is not computed only.
+    assert not {(row.where, row.model) for row in out} & {("Table 2", "DeiT-S"), ("Table 3", "LVViT-S")}
 
 
 def test_every_fitted_constant_is_named(text):
