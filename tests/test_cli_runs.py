@@ -102,6 +102,19 @@ def test_eval_agrees_with_the_library(pruned, capsys):
     assert "mean over 100 images" in counted["label"]
 
 
+def test_eval_judges_fixed_point_hardware_too(pruned, capsys):
+    found = answer(capsys, "eval", pruned, "--fixed-point", 16, "--limit", 100)
+    assert found["bits"] == 16
+    assert found["accuracy_percent"] == answer(capsys, "eval", pruned, "--limit", 100)["accuracy_percent"]
+    assert found["accuracy_percent_fixed_point"] == pytest.approx(found["accuracy_percent"], abs=5)
+    code, text, _ = run(capsys, "eval", pruned, "--fixed-point", 4, "--limit", 100)
+    assert code == 0
+    assert "in 4 bits" in text
+    code, out, err = run(capsys, "eval", pruned, "--fixed-point", 25, "--limit", 10)
+    assert (code, out) == (2, "")
+    assert "4 to 24 bits" in err
+
+
 def test_a_run_takes_another_plan_with_its_weights(pruned, base, capsys):
     topk = answer(capsys, "eval", pruned, "--plan", TOPK, "--limit", 50)
     assert topk["tokens_mean"] == [1 + 29 + 1, 1 + 15 + 2]
