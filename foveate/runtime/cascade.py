@@ -9,7 +9,7 @@ from foveate.cascade import Cascade
 from foveate.gates import Gate
 from foveate.nn.gates import passes_on
 from foveate.runtime.engine import Engine
-from foveate.runtime.maker import Maker
+from foveate.runtime.maker import Maker, precisions_of
 
 
 @dataclass
@@ -54,8 +54,13 @@ class CascadeMaker:
         self.makers = [Maker(effort, example, threads, tolerance, any_size=number > 0) for number, effort in enumerate(cascade.efforts)]
 
     def engine(self, backend: str, precision: str) -> Engine:
-        """An engine of every effort behind the gates; raises FoveateError where one of them cannot be made or disagrees."""
-        engines = [maker.engine(backend, precision) for maker in self.makers]
+        """An engine of every effort behind the gates; raises FoveateError where one of them cannot be made or disagrees.
+
+        In int8 the efforts that were trained with it compute in 8 bits, others, such as the dense model they come from, in float32.
+        """
+        own = [precisions_of(backend, maker.model) for maker in self.makers]
+        mixed = precision == "int8" and any(precision in allowed for allowed in own)
+        engines = [maker.engine(backend, allowed[0] if mixed else precision) for maker, allowed in zip(self.makers, own)]
         least = max((engine.agreement for engine in engines), key=lambda found: found.typical)
         limit = min((engine.max_batch for engine in engines if engine.max_batch), default=None)
         return Engine(Regrouped(engines, self.gates), backend, precision, limit, least)

@@ -6,6 +6,7 @@ import torch
 import foveate as fv
 import tiny
 from foveate.calibration import calibrate
+from foveate.quantised import observe, quantise
 from foveate.runtime import load, load_engine
 
 TOPK, DENSE = fv.Plan([fv.SPViT(after=(2,), keep=(0.5,))]), fv.Plan()
@@ -51,6 +52,19 @@ def test_an_effort_that_takes_one_image_at_once_limits_the_cascade():
         torch.testing.assert_close(torch.cat([engine(image[None]) for image in images[:6]]), model(images[:6]), atol=1e-4, rtol=1e-3)
     with pytest.raises(fv.FoveateError, match="at most 1"):
         engine(images[:2])
+
+
+def test_an_effort_trained_in_8_bits_before_one_that_was_not():
+    model, images = cascade(TOPK, DENSE), tiny.images(count=COUNT, seed=5)
+    quantise(model.efforts[0], observe(model.efforts[0], [images]))
+    engine = load_engine(model, "openvino", example=images[:6])
+    assert engine.precision == "int8" and [one.precision for one in engine.run.engines] == ["int8", "fp32"]
+    with torch.no_grad():
+        high = model.traced(images)[1].efforts.index(2)
+        torch.testing.assert_close(engine.run.engines[1](images[high : high + 1]), model(images[high : high + 1]), atol=1e-4, rtol=1e-3)
+    for backend, plain in (("torch", model), ("openvino", cascade(TOPK, DENSE))):
+        with pytest.raises(fv.FoveateError, match="int8"):
+            load_engine(plain, backend, "int8", images[:6])
 
 
 def test_a_run_folder_becomes_an_engine(tmp_path):
