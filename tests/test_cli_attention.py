@@ -140,6 +140,7 @@ def test_bench_still_takes_models_and_its_help_names_the_other_command(capsys):
         (["bench", "attention", "--image-size", "224"], "--image-size", "--model"),
         (["bench", "attention", "--model", "swin_tiny_patch4_window7_224"], "vitality", "MobileViT"),
         (["bench", "attention", "--model", "deit_tiny_patch16_224", "--image-size", "225"], "225", "img_size"),
+        (["bench", "attention", "--model", "mobilevit_xxs", "--image-size", "192"], "192", "--image-size"),
         (["bench", "attention", "foveate_nano"], "extra argument", "--help"),
     ],
 )

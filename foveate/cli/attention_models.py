@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveate.adaptive import AdaptiveModel
 from foveate.adoption import adapt
+from foveate.errors import FoveateError
 from foveate.measure.clock import Timing, interleave
 from foveate.measure.race import CHUNK, DTYPES, TAYLOR, against_best, forms
 from foveate.nn.attention import attend
@@ -53,11 +54,14 @@ def race_models(
 
     compiled: each with torch.compile as well. Returns the backbone's card at that size, the timings by name, each compared with the best dense
     version of the very same rounds, and what did not compile.
-    Raises FoveateError for backbones that take no img_size or no Taylor attention.
+    Raises FoveateError for backbones that take no img_size (then only their own is allowed) or no Taylor attention.
     """
     base = create_base(name, 10, **({} if image_size is None else {"img_size": image_size})).eval().requires_grad_(False)
     place = {"device": device, "dtype": DTYPES[precision]}
     dense, fast = (adapt(base, plan, name).to(**place) for plan in (Plan(), Plan.parse(PLAN)))
+    if image_size is not None and tuple(dense.card.image_size) != (image_size, image_size):  # timm ignores img_size there
+        raise FoveateError(f"image size {image_size} for {name}", f"its own of {dense.card.image_size[0]}x{dense.card.image_size[1]} pixels",
+                           "leave --image-size out, or take a backbone with an img_size, such as deit_small_patch16_224")
     images = synthetic_images(dense.card, batch).to(**place)
     # Families with an attention of their own, whose scores have biases, know one version of it.
     versions = DENSE if dense.anatomy.attend is attend else DENSE[1:2]
