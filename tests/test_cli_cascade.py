@@ -13,6 +13,7 @@ from PIL import Image
 import foveate as fv
 import foveate.backbones  # noqa: F401
 from foveate.cli import main
+from foveate.quantised import observe, quantise
 from foveate.train.data import load_data
 from foveate.train.preprocessing import Preprocessing
 
@@ -131,6 +132,14 @@ def test_bench_of_two_pruned_efforts_times_the_highest_one_too(runs, capsys, tmp
     assert found["highest_effort_latency_ms"] != found["baseline_latency_ms"]
     shown = run(capsys, "bench", runs / "high", "--plan", plan, "--backend", "torch", "--batch", 2, "--repetitions", 2, "--warmup", 0)[1]
     assert "highest effort" in shown and re.search(r"of the images go on \(by its MACs it pays below \d", shown)
+
+
+def test_bench_of_an_8_bit_effort_before_a_dense_model_that_is_none(runs, capsys, tmp_path):
+    low, high = (fv.load(runs / name) for name in ("low", "high"))
+    quantise(low, observe(low, [torch.rand(8, 3, 16, 16)]))
+    fv.save(fv.Cascade([low, high], fv.Entropy(0.5)), tmp_path / "mixed")
+    found = answer(capsys, "bench", tmp_path / "mixed", *DATA, "--backend", "openvino", "--precision", "int8", "--batch", 2, "--repetitions", 2, "--warmup", 0)
+    assert found["precision"] == "int8" and found["baseline_precision"] == found["highest_effort_precision"] == "fp32"
 
 
 def test_other_gates_three_efforts_and_a_simulated_sweep(runs, capsys, tmp_path):

@@ -112,6 +112,7 @@ def _row(model: AdaptiveModel, images, batch: int, backend: str, precision: str,
     from foveate.measure.clock import interleave
     from foveate.plan import Plan
     from foveate.runtime import load_engine
+    from foveate.runtime.maker import precisions_of
 
     with waiting(f"preparing batch {batch}"):
         engine = load_engine(model, backend, precision, images[:batch], threads=threads)
@@ -119,14 +120,19 @@ def _row(model: AdaptiveModel, images, batch: int, backend: str, precision: str,
         highest = model.efforts[-1] if hasattr(model, "efforts") else model
         plain = {} if model.plan == Plan() else {"dense": replan(highest, Plan())}
         plain |= {HIGHEST: highest} if highest is not model and highest.plan != Plan() else {}
+        kinds: dict[str, str] = {}
         for name, other in reversed(plain.items()):
-            made = load_engine(other, engine.backend, engine.precision, images[:batch], threads=threads)
+            able = precisions_of(engine.backend, other)  # a dense model behind 8-bit efforts may not be trained in 8 bits itself
+            kinds[name] = engine.precision if engine.precision in able else able[0]
+            made = load_engine(other, engine.backend, kinds[name], images[:batch], threads=threads)
             runners = {name: _turning(made, images, batch)} | runners
     before = list(getattr(engine.run, "ran", ()))
     wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else None
     with bar(f"timing {engine.name}, batch {batch}") as progress:
         timings = interleave(runners, rounds, warmup, progress, images=batch, baseline=next(iter(runners)), synchronize=wait)
     found = _figures(timings[str(model.plan)], timings[next(iter(runners))], engine)
+    others = {"baseline_precision": kinds.get("dense"), "highest_effort_precision": kinds.get(HIGHEST, kinds.get("dense"))}
+    found |= {key: kind for key, kind in others.items() if kind not in (None, engine.precision)}
     return found | (_cascaded(timings, str(model.plan), [n - m for n, m in zip(engine.run.ran, before)]) if before else {})
 
 
@@ -217,10 +223,12 @@ def _drawn(model: AdaptiveModel, images, rows: list[dict[str, Any]], target) -> 
     for backend, precision in dict.fromkeys((row["backend"], row["precision"]) for row in rows):
         here = [row for row in rows if (row["backend"], row["precision"]) == (backend, precision)]
         common = {"backend": backend, "precision": precision}
-        part = [Row("dense", dense.macs, dense.params, latency_ms=_triples(here, "baseline_latency_ms"), **common)]
+        other = {"backend": backend, "precision": here[0].get("baseline_precision", precision)}
+        part = [Row("dense", dense.macs, dense.params, latency_ms=_triples(here, "baseline_latency_ms"), **other)]
         if hasattr(model, "efforts") and model.efforts[-1].plan.methods:
             high = effort_ledgers(model, model.plan)[-1]
-            part.append(Row(f"{HIGHEST}: {model.efforts[-1].plan}", high.macs, high.params, latency_ms=_triples(here, "highest_effort_latency_ms"), **common))
+            part.append(Row(f"{HIGHEST}: {model.efforts[-1].plan}", high.macs, high.params, latency_ms=_triples(here, "highest_effort_latency_ms"),
+                            backend=backend, precision=here[0].get("highest_effort_precision", precision)))
         if str(model.plan) != "dense":
             own = model.plan == plan_of(target, None)
             part.append(Row(
