@@ -11,6 +11,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.cli import main
+from foveate.cli.recipes import chosen_recipe
 
 TINY = ["--model-set", "depth=3", "--model-set", "embed_dim=48", "--model-set", "num_heads=2"]
 SMALL = ["--data", "digits", "--epochs", "1", "--batch-size", "1024"]
@@ -212,3 +213,10 @@ def test_inspect(what, pruned, capsys, tmp_path):
     page = Path(found["report"])
     assert page == tmp_path / "report.html"
     assert "foveate inspect" in page.read_text()
+
+
+def test_none_is_a_word_where_a_setting_is_one():
+    recipe = chosen_recipe("pivot-nano", None, None, None, None, ["quantise=none", "augmentation=None", "drop_path=none"])
+    assert (recipe.quantise, recipe.augmentation, recipe.drop_path) == ("none", "none", None)
+    with pytest.raises(fv.FoveateError, match="optimizer"):
+        chosen_recipe("pivot-nano", None, None, None, None, ["optimizer=3"])

@@ -20,7 +20,9 @@ def chosen_recipe(name: str, seed: int | None, epochs: int | None, batch_size: i
     path = Path(name)
     base = Recipe.from_json(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else recipe_named(name)
     given: dict[str, Any] = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "split": split}
-    return base.but(**{k: v for k, v in given.items() if v is not None} | settings_of(settings, "--set"))
+    # Where a setting is a word, none is one, too: augmentation=none, quantise=none.
+    changes = {k: "none" if v is None and isinstance(getattr(base, k, None), str) else v for k, v in settings_of(settings, "--set").items()}
+    return base.but(**{k: v for k, v in given.items() if v is not None} | changes)
 
 
 def usual_recipe(target: Target, plan: str) -> str:
