@@ -108,7 +108,8 @@ def named(plans: dict[str, Plan], vary: list[str]) -> dict[str, Plan]:
         name = _name(text) if short.count(_name(text)) == 1 else _long_name(text)
         for key, one in varied(name, plan, vary).items():
             if key in found:
-                raise FoveateError(f"plans of the same name: {', '.join(plans)}", "a name of its own for each", "rename the plan files, or leave one of them out")
+                raise FoveateError(f"plans of the same name: {', '.join(plans)}", "a name of its own for each",
+                                   "rename the plan files, or leave one of them out")
             found[key] = one
     return found
 
