@@ -146,6 +146,14 @@ class AdaptiveModel(nn.Module):
     def _taken(self) -> set[int]:
         return {block for _, hooks in self._hooks() for block in hooks.taken}
 
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's, but in strict mode weights of attentions that the plan has taken out are refused, where torch would pass over them."""
+        if strict and (lost := sorted(set(state_dict) - set(self.state_dict()))):
+            raise FoveateError(f"weights of {self.card.name} with {lost[0]}{f' and {len(lost) - 1} more' * (len(lost) > 1)}, which a model by the plan {self.plan} does not have",
+                               "weights of the same backbone under the same plan",
+                               "load them into the dense model and adapt that, or load with strict=False to leave them out")
+        return super().load_state_dict(state_dict, strict, assign)
+
     def method_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that belong to methods; all others are the backbone's."""
         for name, hooks in self._hooks():

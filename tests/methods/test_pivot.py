@@ -179,6 +179,14 @@ def test_a_loaded_run_can_be_saved_copied_and_replanned(loaded, tmp_path):
     fv.save(more, tmp_path / "more")
 
 
+def test_weights_for_skipped_attentions_are_refused_and_not_passed_over():
+    fast = tiny.adapted(fv.Plan([fv.PIVOT(skip=(2, 3))]))
+    with pytest.raises(fv.FoveateError, match=r"(?s)given:.*blocks\.1\.attn\.proj\.bias and .* more.*allowed:.*strict=False"):
+        fast.load_state_dict(tiny.model().state_dict())
+    fast.load_state_dict(tiny.model().state_dict(), strict=False)
+    fast.load_state_dict(fast.state_dict())
+
+
 def test_before_it_is_saved_a_model_has_all_its_weights():
     fast, images = tiny.adapted(SKIP), tiny.images()
     with torch.no_grad():
