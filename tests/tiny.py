@@ -123,3 +123,15 @@ def centre(selector: nn.Module, fast: fv.AdaptiveModel, batch: Tensor) -> None:
         return lead.abs().min().item() if 0.25 < (lead > 0).float().mean() < 0.85 else -1.0
 
     selector.score.bias[:, 0] += max(torch.linspace(-8, 8, 321).tolist(), key=margin)
+
+
+def watched(attn: nn.Module, run) -> tuple[Tensor, Tensor]:
+    """What the projection of `attn` made, and what stood before its output linear, while `run()`."""
+    seen = {}
+    handles = [attn.qkv.register_forward_hook(lambda _, __, out: seen.update(qkv=out)),
+               attn.proj.register_forward_pre_hook(lambda _, given: seen.update(z=given[0]))]
+    with torch.no_grad():
+        run()
+    for handle in handles:
+        handle.remove()
+    return seen["qkv"], seen["z"]

@@ -16,11 +16,10 @@ from foveate.cli.learn import RECIPES_HELP, Batch, Epochs, Resume, Seed, Setting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
 from foveate.cli.recipes import chosen_recipe, setting_value, usual_recipe
 from foveate.cli.runs import check_folder
-from foveate.cli.targets import ASSETS
+from foveate.cli.targets import ASSETS, Target
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.cli.targets import Target
     from foveate.plan import Plan
 
 
@@ -87,7 +86,8 @@ def sweep(
         rows = _rows(entries)
         answer.shown = [terminal_table(rows, width=columns(sys.__stdout__))]
         took = f"{answer.data['seconds']:,.0f} s of training"
-        answer.facts({"took": took + (f", the dense base from scratch {base:,.0f} s" if base else "; how long the dense base took is not recorded"), "report": _write(out, rows, target.text, answer.data, ctx.obj)})
+        took += f", the dense base from scratch {base:,.0f} s" if base else "; how long the dense base took is not recorded"
+        answer.facts({"took": took, "report": _write(out, rows, target.text, answer.data, ctx.obj)})
 
 
 def _base_seconds(target: Target) -> float | None:
@@ -159,19 +159,12 @@ def _long_name(text: str) -> str:
 
 
 def _finished(run: Path) -> bool:
-    return "test" in _record(run)
-
-
-def _record(run: Path) -> dict[str, Any]:
-    try:
-        return jsonlib.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return "test" in Target(str(run), run).record()
 
 
 def _entry(run: Path, plan: Plan) -> dict[str, Any]:
     """What one finished run says: its test result and its last epoch's metrics."""
-    record = _record(run)
+    record = Target(str(run), run).record()
     test = {k: v for k, v in record["test"].items() if k != "n"}
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     last = jsonlib.loads(lines[-1]) if lines else {}

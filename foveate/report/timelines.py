@@ -49,14 +49,6 @@ def timeline_figure(spans: Sequence[Span], title: str, first: float, last: float
     return figure
 
 
-def timeline_in_words(spans: Sequence[Span], title: str) -> str:
-    """The timeline for those who do not see it."""
-    busy: dict[str, float] = {}
-    for span in spans:
-        busy[span.unit] = busy.get(span.unit, 0) + span.end - span.start
-    return f"{title}: {', '.join(f'{unit} works {cycles:,.0f} cycles' for unit, cycles in busy.items())}"
-
-
 def write_timeline(path: Path, figure: Figure) -> None:
     """Writes the figure in the format that the file's name ends with; raises FoveateError for another."""
     path = Path(path)

@@ -29,8 +29,3 @@ def milliseconds_of(work: Work, machine: Machine) -> float:
     macs = work.m * work.n * work.k if product else 0
     moving = words * machine.precision_bits / 8 / (machine.bandwidth_gb_s * 1e6)
     return max(macs / (machine.peak_gmac_per_s * 1e6), moving) + machine.overhead_us * 1e-3
-
-
-def knee(machine: Machine) -> float:
-    """Multiply-accumulates for each byte moved above which the peak, and not the bandwidth, is the limit."""
-    return machine.peak_gmac_per_s / machine.bandwidth_gb_s

@@ -7,7 +7,6 @@ from torch.nn.functional import pad
 
 from foveate.train.randomness import uniform
 
-STRENGTHS = ("none", "light", "full")
 ERASED_SHARE = 0.25  # of the images, under "full"
 
 

@@ -51,18 +51,6 @@ def head(room: str, fast: fv.AdaptiveModel, block: int, columns: list[int]):
     return {"lineartransformer": naive.linear_transformer, "efficient": naive.efficient}[room]
 
 
-def watched(attn: torch.nn.Module, run) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the projection of `attn` made, and what stood before its output linear, while `run()`."""
-    seen = {}
-    handles = [attn.qkv.register_forward_hook(lambda _, __, out: seen.update(qkv=out)),
-               attn.proj.register_forward_pre_hook(lambda _, given: seen.update(z=given[0]))]
-    with torch.no_grad():
-        run()
-    for handle in handles:
-        handle.remove()
-    return seen["qkv"], seen["z"]
-
-
 def expected(function, qkv: torch.Tensor, heads: int, widths: tuple[int, ...] | None = None, step: int = 1) -> torch.Tensor:
     """Every `step`-th of the rows [n, H * e] of one image from its projections [n, 3 * H * d], or [n, H * (d + d + e)] for LeViT's widths (d, d, e)."""
     parts = qkv.unflatten(-1, (heads, -1)).transpose(0, 1).split(widths, -1) if widths else qkv.unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
@@ -75,7 +63,7 @@ def test_a_block_behind_pruning_is_the_naive_one_packed_and_masked(room, select)
     fast = tiny.adapted(fv.Plan([fv.SPViT(after=(1, 2), keep=(0.7, 0.4), select=select), ROOMS[room]]), dtype=torch.float64)
     images, attn, places = tiny.images(dtype=torch.float64), fast.blocks[2].attn, 16
     trace = fast.traced(images)[1]
-    (qkv, z), (_, masked) = watched(attn, lambda: fast(images)), watched(attn, lambda: fast.masked(images, trace))
+    (qkv, z), (_, masked) = tiny.watched(attn, lambda: fast(images)), tiny.watched(attn, lambda: fast.masked(images, trace))
     assert qkv.dim() == (2 if select == "argmax" else 3), "images must differ in what argmax keeps"
     lengths, stages = trace.tokens[1], [kept.sum(1).tolist() for kept in trace.kept]
     for i, length in enumerate(lengths[:2]):
@@ -94,7 +82,7 @@ def test_a_block_behind_pruning_is_the_naive_one_packed_and_masked(room, select)
 def test_levit_attends_without_its_score_biases(room):
     fast, images = first_two("levit", room)
     attn, logits = fast.anatomy.blocks[0].attn, []
-    qkv, z = watched(attn, lambda: logits.append(fast(images)))
+    qkv, z = tiny.watched(attn, lambda: logits.append(fast(images)))
     want = expected(head(room, fast, 1, list(range(25))), qkv[0], attn.num_heads, (attn.key_dim, attn.key_dim, attn.val_dim), step=5)
     torch.testing.assert_close(z[0, ::5], want, rtol=0, atol=1e-9)
     with torch.no_grad():
@@ -106,7 +94,7 @@ def test_levit_attends_without_its_score_biases(room):
 def test_mobilevit_attends_within_its_pixel_groups(room):
     fast, images = first_two("mobilevit", room)
     attn = fast.anatomy.blocks[0].attn
-    qkv, z = watched(attn, lambda: fast(images))
+    qkv, z = tiny.watched(attn, lambda: fast(images))
     assert qkv.shape[:2] == (2 * 4, 32)
     want = expected(head(room, fast, 1, list(range(32))), qkv[6], attn.num_heads, step=8)
     torch.testing.assert_close(z[6, ::8], want, rtol=0, atol=1e-9)

@@ -32,18 +32,6 @@ def dense(key: str = "deit", dtype: torch.dtype = torch.float32) -> fv.AdaptiveM
     return fv.adapt(tiny.model(key, dtype), fv.Plan())
 
 
-def watched(attn: torch.nn.Module, run) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the projection of `attn` made, and what stood before its output linear, while `run()`."""
-    seen = {}
-    handles = [attn.qkv.register_forward_hook(lambda _, __, out: seen.update(qkv=out)),
-               attn.proj.register_forward_pre_hook(lambda _, given: seen.update(z=given[0]))]
-    with torch.no_grad():
-        run()
-    for handle in handles:
-        handle.remove()
-    return seen["qkv"], seen["z"]
-
-
 def naive(qkv: torch.Tensor, heads: int, places: list[int], table: torch.Tensor) -> torch.Tensor:
     """Rows [n, H * d] of one image, pair by pair; places: of each token, -1 for those without."""
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
@@ -62,7 +50,7 @@ def test_a_block_is_the_naive_one_packed_and_masked(select):
     fast = adapted(*([fv.SPViT(**STAGES, select=select)] if select else []), dtype=D, sparsity=0.7)
     images, attn, table = tiny.images(dtype=D), fast.blocks[2].attn, fast.vitcod.masks["3"].table
     trace = fast.traced(images)[1]
-    (qkv, z), (_, masked) = watched(attn, lambda: fast(images)), watched(attn, lambda: fast.masked(images, trace))
+    (qkv, z), (_, masked) = tiny.watched(attn, lambda: fast(images)), tiny.watched(attn, lambda: fast.masked(images, trace))
     assert qkv.dim() == (2 if select == "argmax" else 3), "images must differ in what argmax keeps"
     lengths = trace.block_tokens[2]
     stages = [kept.sum(1).tolist() for kept in trace.kept]
@@ -81,7 +69,7 @@ def test_both_ways_to_compute_it_are_the_naive_one(fused):
     fast = adapted(dtype=D, blocks=(2,))
     attn = fast.blocks[1].attn
     attn.fused_attn = fused
-    qkv, z = watched(attn, lambda: fast(tiny.images(dtype=D)))
+    qkv, z = tiny.watched(attn, lambda: fast(tiny.images(dtype=D)))
     want = naive(qkv[0], attn.num_heads, [-1, *range(16)], fast.vitcod.masks["2"].table)
     torch.testing.assert_close(z[0], want, rtol=0, atol=1e-9)
 
@@ -96,7 +84,7 @@ def test_every_other_prefix_token_sees_all():
     """The distilled model has two; ViTALiTy's "+kd" adds one."""
     for fast in (adapted(key="distilled", dtype=D), adapted(fv.ViTALiTy(mode="baseline+kd"), dtype=D)):
         attn = fast.blocks[0].attn
-        qkv, z = watched(attn, lambda: fast(tiny.images(dtype=D)))
+        qkv, z = tiny.watched(attn, lambda: fast(tiny.images(dtype=D)))
         want = naive(qkv[0], attn.num_heads, [-1, -1, *range(16)], fast.vitcod.masks["1"].table)
         torch.testing.assert_close(z[0], want, rtol=0, atol=1e-9)
 

@@ -6,9 +6,9 @@ import pytest
 
 from foveate import sim
 from foveate.sim.dataflow import Folding
+from foveate.sim.explain import explain
 from foveate.sim.machine import Array, Entry, Machine, Memory, Note, Overhead, Processor
 from foveate.sim.mapping import Rule
-from foveate.sim.roofline import knee
 from foveate.sim.timeline import Task, schedule
 
 
@@ -132,7 +132,7 @@ def test_a_roofline_takes_the_longer_of_computing_and_moving():
     assert thin.latency_ms == pytest.approx((1000 + 1_000_000 + 1000) * 2 / 100e6 + 0.003)
     assert norm.latency_ms == pytest.approx(2 * 10_000 * 2 / 100e6 + 0.003)
     assert big.energy_mj == pytest.approx(50 * big.latency_ms)
-    assert knee(peak) == 10
+    assert explain(peak)["knee_macs_per_byte"] == 10
     assert "roofline" in sim.remarks([work()], peak)[0]
 
 
