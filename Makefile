@@ -26,7 +26,7 @@ $(STAMP)openvino: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(STAMP)dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[openvino,dev]'
+	$(PIP) --editable '.[openvino,onnx,wavelets,dev]'
 	touch $@
 
 clean:

@@ -16,7 +16,7 @@ from foveate.files import write_atomic
 from foveate.ledger import Operation
 
 SHIPPED = Path(__file__).parent / "cards"
-LINEARS = ("projections", "outputs", "mlp")
+LINEARS = ("projections", "outputs", "mlp", "entry")
 FORM = 2
 """Number of the cards' form, raised where older cards in a cache would be read wrongly."""
 # Children and parameters of a block that only its attention branch uses, under the names that all families give them.
@@ -91,6 +91,7 @@ class BlockCard:
     groups: token sets that attend among themselves only (MobileViT's pixel groups).
     batch_norm: a BatchNorm behind each linear and an activation before `outputs`, in place of norms before attention and MLP (LeViT).
     attention_params: parameters that only the attention branch has (ATTENTION_BRANCH).
+    entry: what runs on the live tokens before the block and makes them as wide as `dim` (IRET's focus); no part of the block's own cost.
     """
 
     dim: int
@@ -108,6 +109,7 @@ class BlockCard:
     groups: int = 1
     batch_norm: bool = False
     attention_params: int = 0
+    entry: tuple[Part, ...] = ()
 
     @property
     def coarsens(self) -> bool:

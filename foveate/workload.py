@@ -113,6 +113,7 @@ class Workload:
         """Everything that runs, in order."""
         operations = list(self.card.stem)
         for block in self.blocks:
+            operations += [part_operation(part, _counts(block), f"embed.{block.number}.") for part in block.card.entry]
             operations += block_operations(block, self.card.next_block(block.number))
         return (*operations, *head_operations(self.card, self.blocks[-1]), *self.tail)
 
