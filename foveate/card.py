@@ -289,7 +289,7 @@ def _sparse(form: dict[str, Any], kind: type) -> dict[str, Any]:
 def _block_form(block: BlockCard) -> dict[str, Any]:
     form = asdict(block)
     for name in LINEARS:
-        form[name] = [_sparse(part, Part) for part in form[name]]
+        form[name] = tuple(_sparse(part, Part) for part in form[name])
     if block.transition:
         form["transition"]["parts"] = [_sparse(part, Part) for part in form["transition"]["parts"]]
         form["transition"]["operations"] = tuple(_sparse(o, Operation) for o in form["transition"]["operations"])
@@ -299,7 +299,7 @@ def _block_form(block: BlockCard) -> dict[str, Any]:
 
 def _block(form: dict[str, Any]) -> BlockCard:
     form.pop("repeat")
-    parts = {name: tuple(Part(**p) for p in form[name]) for name in LINEARS}
+    parts = {name: tuple(Part(**p) for p in form.get(name, ())) for name in LINEARS}
     if form.get("window"):
         parts["window"] = Window(**form["window"])
     if form.get("transition"):
