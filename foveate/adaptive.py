@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterable, Iterator
 
+import numpy as np
 from torch import Tensor, nn
 
-from foveate.backbones.anatomy import Anatomy
+from foveate.backbones.anatomy import Anatomy, Between
 from foveate.errors import FoveateError
+from foveate.fitting import check_decisions, check_images
 from foveate.methods import layers
 from foveate.methods.hooks import Run
-from foveate.nn.attention import SKIP
+from foveate.nn.attention import SKIP, Mix
+from foveate.nn.class_row import watched
+from foveate.nn.exits import Waiting, stayed
 from foveate.nn.tokens import Tokens
 from foveate.plan import Plan
 from foveate.trace import Trace
@@ -24,7 +28,7 @@ class TrainingOutputs:
     """What a training step needs from one masked pass.
 
     logits: [B, classes], the mean over `heads`. heads: the logits of each classifier. tokens: final patch features [B, N, D]; live: their decision weights [B, N].
-    terms: weighted losses of the methods, to be added. metrics: figures worth logging.
+    terms: weighted losses of the methods, to be added. metrics: figures worth logging. run: the pass itself, with the answers of early exits.
     """
 
     logits: Tensor
@@ -33,6 +37,7 @@ class TrainingOutputs:
     live: Tensor
     terms: dict[str, Tensor]
     metrics: dict[str, Tensor]
+    run: Run
 
 
 class AdaptiveModel(nn.Module):
@@ -49,6 +54,8 @@ class AdaptiveModel(nn.Module):
         self.training = anatomy.model.training
         self.anatomy, self.plan = anatomy, plan
         self._owners = {block: method.name for block, method in plan.attention(anatomy.card).items()}
+        self._watched = plan.watched(anatomy.card)
+        self.pruning_blocks, self.exit_blocks = plan.stages(anatomy.card), plan.exits(anatomy.card)
         self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
         self.lost: tuple[int, ...] = ()
         for method in plan.settled(anatomy.card):
@@ -56,6 +63,11 @@ class AdaptiveModel(nn.Module):
             like = next(anatomy.model.parameters())
             self.add_module(method.name, hooks.to(like.device, like.dtype).train(self.training))
             hooks.install(anatomy.blocks)
+
+    @property
+    def _exit_hooks(self) -> dict[int, nn.Module]:
+        """Whose exits stand behind which blocks, the last block's left out: that one is the model's own head."""
+        return {block: self._modules[m.name] for m in self.plan.methods for block in m.exits(self.card) if block < self.card.depth}
 
     @property
     def card(self):
@@ -77,7 +89,7 @@ class AdaptiveModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, 3, H, W], already normalised; packed in eval(), masked in train()."""
-        return self._logits(self._pass(images, Run(masked=self.training, sample=self.training, progress=self.progress)))
+        return self._answer(images, Run(masked=self.training, sample=self.training, progress=self.progress))
 
     def traced(self, images: Tensor, decisions: Trace | None = None) -> tuple[Tensor, Trace]:
         """Logits of the packed form and the Trace of what happened.
@@ -85,19 +97,16 @@ class AdaptiveModel(nn.Module):
         decisions: repeat these instead of deciding. Raises FoveateError if they are for other images or another plan.
         """
         run = Run(masked=False, replay=self._fitting(decisions, images), block_tokens=[])
-        logits = self._logits(self._pass(images, run))
-        return logits, Trace(
-            images=len(images), tokens=[s.tokens.counts() for s in run.stages], block_tokens=run.block_tokens,
-            kept=[s.tokens.kept().cpu().numpy() for s in run.stages], after=tuple(s.after for s in run.stages),
-            skipped=tuple(run.skipped))
+        logits = self._answer(images, run)
+        return logits, self._trace(run, len(images))
 
     def masked(self, images: Tensor, trace: Trace) -> Tensor:
         """Logits of the training form under the decisions of `trace`; equal to those of `traced` (semantics.md 2)."""
-        return self._logits(self._pass(images, Run(masked=True, replay=self._fitting(trace, images))))
+        return self._answer(images, Run(masked=True, replay=self._fitting(trace, images)))
 
     def training_outputs(self, images: Tensor) -> TrainingOutputs:
         """One masked pass with sampled decisions: logits, features for distillation and the methods' losses."""
-        run = Run(masked=True, sample=self.training, progress=self.progress)
+        run = Run(masked=True, sample=self.training, progress=self.progress, answers={})
         tokens = self._pass(images, run)
         features, live = self.anatomy.features(tokens)
         terms, metrics = {}, {}
@@ -105,11 +114,28 @@ class AdaptiveModel(nn.Module):
             terms |= {f"{name}_{k}": v for k, v in hooks.losses(run).items()}
             metrics |= {f"{name}_{k}": v for k, v in hooks.metrics(run).items()}
         heads = (*self.anatomy.heads(tokens), *self._own_heads(tokens))
-        return TrainingOutputs(sum(heads) / len(heads), heads, features, live, terms, metrics)
+        return TrainingOutputs(sum(heads) / len(heads), heads, features, live, terms, metrics, run)
 
-    def label_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of the methods that need the classes: logits [B, classes] of a masked pass, labels [B]."""
-        return {f"{name}_{k}": v for name, hooks in self._hooks() for k, v in hooks.label_losses(logits, labels).items()}
+    def label_losses(self, outputs: TrainingOutputs, targets: Tensor) -> dict[str, Tensor]:
+        """Weighted losses of the methods that need the right answers: those of a training pass, and its targets [B] or [B, classes]."""
+        return {f"{name}_{k}": v for name, hooks in self._hooks() for k, v in hooks.label_losses(outputs.run, outputs.logits, targets).items()}
+
+    def _trace(self, run: Run, images: int) -> Trace:
+        """What `run` did; stages and blocks that an image did not reach count 0 of its tokens."""
+        waiting, depth = run.waiting, self.card.depth
+        tokens, kept = [], []
+        for stage in run.stages:
+            counts, alive = stage.tokens.counts(), stage.tokens.kept().cpu().numpy()
+            places = range(images) if stage.places is None else stage.places
+            tokens.append(_spread(counts, places, images))
+            kept.append(np.zeros((images, alive.shape[1]), dtype=bool))
+            kept[-1][list(places)] = alive
+        for block in self.pruning_blocks[len(run.stages):]:
+            tokens.append([0] * images)
+            kept.append(np.zeros((images, self.card.tokens_after(block)), dtype=bool))
+        unreached = [[0] * images] * (depth - len(run.block_tokens))
+        return Trace(images=images, tokens=tokens, block_tokens=run.block_tokens + unreached, kept=kept, after=self.pruning_blocks,
+                     exits=list(waiting.exits) if waiting else [], skipped=tuple(run.skipped), short=sorted(waiting.short) if waiting else [])
 
     @property
     def calibrates(self) -> bool:
@@ -162,6 +188,14 @@ class AdaptiveModel(nn.Module):
     def _hooks(self) -> list[tuple[str, nn.Module]]:
         return [(m.name, self._modules[m.name]) for m in self.plan.methods]
 
+    def _answer(self, images: Tensor, run: Run) -> Tensor:
+        """Logits of one pass; where images may leave early, each image's from the exit it took."""
+        if self.exit_blocks and (run.replay is not None or not self.training):
+            run.waiting = Waiting.all(len(images))
+        tokens = self._pass(images, run)
+        logits = None if tokens is None else self._logits(tokens)
+        return logits if run.waiting is None else run.waiting.finish(self.card.depth, logits)
+
     def _logits(self, tokens: Tokens) -> Tensor:
         logits, own = self.anatomy.head(tokens), self._own_heads(tokens)
         return (logits + sum(own)) / (1 + len(own)) if own else logits
@@ -170,55 +204,72 @@ class AdaptiveModel(nn.Module):
         made = (hooks.classify(tokens, self.anatomy.final_norm) for _, hooks in self._hooks())
         return [logits for logits in made if logits is not None]
 
-    def _pass(self, images: Tensor, run: Run) -> Tokens:
-        self._check(images)
+    def _pass(self, images: Tensor, run: Run) -> Tokens | None:
+        """The tokens behind the last block; None where every image has left before."""
+        check_images(self.anatomy, images)
         tokens = self.anatomy.stem(images)
         hooks = [h for _, h in self._hooks()]
         for hook in hooks:
             tokens = hook.enter(tokens)
         for block in range(1, self.card.depth + 1):
             if run.block_tokens is not None:
-                run.block_tokens.append(tokens.counts())
-            owner = self._owners.get(block)
-            mix = self._modules[owner].attention(block, run) if owner else None
-            if mix is SKIP:
-                run.skipped.append(block)
-            tokens = self.anatomy.block(block, tokens, mix)
+                run.block_tokens.append(self._counted(tokens, run))
+            tokens = self.anatomy.block(block, tokens, self._mix(block, run), self._between(block, run))
+            if block in self._exit_hooks:
+                tokens = self._exit(block, tokens, run)
+                if tokens is None:
+                    return None
             for hook in hooks:
                 tokens = hook.after(block, tokens, run)
         return tokens
 
-    def _check(self, images: Tensor) -> None:
-        chans, size = self.card.in_chans, tuple(self.card.image_size)
-        if images.dim() != 4 or images.shape[1] != chans:
-            raise FoveateError(f"images of shape {list(images.shape)}", f"[batch, {chans}, height, width]",
-                               "add a batch dimension with images[None]" if images.dim() == 3 else "convert the images to that shape")
-        if not images.is_floating_point():
-            raise FoveateError(f"images of {images.dtype}", "floating-point images, already normalised",
-                               "divide by 255, subtract the mean and divide by the deviation: model.pretrained_cfg has both")
-        if tuple(images.shape[-2:]) == size:
-            return
-        given, embed = f"images of {images.shape[-2]}x{images.shape[-1]} pixels for {self.card.name}", getattr(self.anatomy.model, "patch_embed", None)
-        if not getattr(self.anatomy.model, "dynamic_img_size", False):
-            raise FoveateError(given, f"{size[0]}x{size[1]} pixels",
-                               f"resize the images, or create the model with {self.anatomy.resized_by}")
-        if not embed.dynamic_img_pad and any(side % patch for side, patch in zip(images.shape[-2:], embed.patch_size)):
-            raise FoveateError(given, f"sides divisible by the patch of {embed.patch_size[0]}x{embed.patch_size[1]} pixels",
-                               "resize or pad the images, or create the model with dynamic_img_pad=True")
+    def _mix(self, block: int, run: Run) -> Mix | None:
+        owner = self._owners.get(block)
+        mix = self._modules[owner].attention(block, run) if owner else None
+        if mix is SKIP:
+            run.skipped.append(block)
+        elif block in self._watched:
+            return watched(mix or self.anatomy.attend, block, run.watched)
+        return mix
+
+    def _between(self, block: int, run: Run) -> Between | None:
+        inside = [self._modules[m.name] for m in self.plan.methods if m.inside and block in m.stages(self.card)]
+
+        def call(tokens: Tokens) -> Tokens:
+            for hooks in inside:
+                tokens = hooks.between(block, tokens, run)
+            return tokens
+
+        return call if inside else None
+
+    def _exit(self, block: int, tokens: Tokens, run: Run) -> Tokens | None:
+        """What goes on behind an exit before the last one."""
+        hooks, waiting = self._exit_hooks[block], run.waiting
+        if waiting is None and run.answers is None:
+            return tokens
+        logits = hooks.answer(block, tokens)
+        if run.answers is not None:
+            run.answers[f"exit_{block}"] = logits
+        if waiting is None:
+            return tokens
+        if run.replay is not None:
+            return stayed(tokens, waiting.replay(block, logits, run.replay.exits))
+        if run.budget is None:
+            return stayed(tokens, waiting.offer(block, logits, hooks.sure))
+        segment = self.exit_blocks.index(block) + 1
+        return stayed(tokens, waiting.offer(block, logits, hooks.sure, run.budget, segment, tokens.counts()))
+
+    @staticmethod
+    def _counted(tokens: Tokens, run: Run) -> list[int]:
+        """Live tokens of each image of the batch, 0 for those that have left."""
+        return tokens.counts() if run.waiting is None else _spread(tokens.counts(), run.waiting.places, run.waiting.images)
 
     def _fitting(self, trace: Trace | None, images: Tensor) -> Trace | None:
-        if trace is None:
-            return None
-        stages = sorted(b for m in self.plan.methods for b in getattr(m, "after", ()))
-        if not isinstance(trace, Trace) or trace.images != len(images) or len(trace.kept) != len(stages):
-            raise FoveateError(
-                f"decisions for {trace.images} images and {len(trace.kept)} stages" if isinstance(trace, Trace) else f"decisions {trace!r}",
-                f"decisions for these {len(images)} images and the plan's {len(stages)} stages",
-                "use the Trace that model.traced(images) returned for the same images")
-        for kept, block in zip(trace.kept, stages):
-            fits = kept.shape == (len(images), self.card.tokens_after(block)) or tuple(images.shape[-2:]) != tuple(self.card.image_size)
-            if not fits or not kept.any(axis=1).all():
-                raise FoveateError(
-                    f"decisions after block {block} that keep {kept.sum(axis=-1).tolist()} of {kept.shape[-1]} patches",
-                    f"at least one of the {self.card.tokens_after(block)} patches of every image", "use a Trace of this backbone, with a survivor in every image")
-        return trace
+        return check_decisions(self.card, self.pruning_blocks, self.exit_blocks, trace, images)
+
+
+def _spread(values: list[int], places: list[int], images: int) -> list[int]:
+    found = [0] * images
+    for place, value in zip(places, values):
+        found[place] = value
+    return found

@@ -21,6 +21,8 @@ FORM = 2
 """Number of the cards' form, raised where older cards in a cache would be read wrongly."""
 # Children and parameters of a block that only its attention branch uses, under the names that all families give them.
 ATTENTION_BRANCH = ("norm1", "attn", "ls1", "gamma_1", "drop_path1")
+# Families whose blocks are attention, then MLP, over tokens that all see one another.
+PLAIN = ("vit", "eva", "lvvit", "pit", "iret")
 # Families in which a token can neither leave nor join, and why.
 FIXED_TOKENS = {
     "levit": "whose BatchNorm goes over all tokens and whose score biases belong to the places of a full grid",
@@ -176,8 +178,9 @@ class Card:
         return self.next_block(number).patches
 
     def dim_after(self, number: int) -> int:
-        """Width of the tokens after block `number` and its transition."""
-        return self.next_block(number).dim
+        """Width of the tokens after block `number` and its transition, before a following block that widens them."""
+        following = self.next_block(number)
+        return self.block(number).dim if following.entry else following.dim
 
     def heads_after(self, number: int) -> int:
         """Heads that the tokens after block `number` and its transition are split into."""
@@ -196,6 +199,18 @@ class Card:
                 allowed="methods that replace or skip attention, and the empty plan",
                 do="use a backbone of the ViT, Eva, LV-ViT, PiT or Swin family, or leave that out of the plan",
             )
+
+    def check_inside(self, what: str) -> None:
+        """Raises FoveateError where nothing can be done between attention and MLP of a block; `what` as in `check_tokens`."""
+        if self.family not in PLAIN:
+            raise FoveateError(f"{what} on {self.name}", "backbones of the families " + ", ".join(PLAIN), "use a plain Vision Transformer, or leave that out of the plan")
+
+    def check_class_token(self, what: str) -> None:
+        """Raises FoveateError where no class token asks among all patches; `what` as in `check_tokens`."""
+        if self.family not in PLAIN or not self.prefix_tokens:
+            why = f"whose tokens attend inside windows or without a class token ({self.family})" if self.prefix_tokens else "which has no class token"
+            raise FoveateError(f"{what} on {self.name}, {why}", "backbones of the families " + ", ".join(PLAIN) + " with a class token",
+                               "use such a backbone, or leave that out of the plan")
 
     def check_skippable(self, blocks: Iterable[int]) -> None:
         """Raises FoveateError for a 1-based block in `blocks` that has no residual around its attention and cannot do without."""

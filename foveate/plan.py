@@ -67,6 +67,14 @@ class Plan:
         """Raises FoveateError if a method does not fit the backbone that `card` describes."""
         if pruning := [m.name for m in self.methods if m.prunes]:
             card.check_tokens(f"{pruning[0]}, which prunes tokens,")
+        for m in self.methods:
+            if m.inside:
+                card.check_inside(f"{m.name}, which prunes tokens inside a block,")
+            if m.watches(card):
+                card.check_class_token(f"{m.name}, which reads what the class token attends to,")
+        if len(leaving := [m.name for m in self.methods if m.exits(card)]) > 1:
+            raise FoveateError(f"a plan with the exits of {leaving[0]} and {leaving[1]}", "one method with exits", "leave one of the two out")
+        self.watched(card)
         for m in self.settled(card):
             m.validate(card)
 
@@ -96,6 +104,32 @@ class Plan:
         for m in everywhere:
             owners |= {block: m for block in range(1, card.depth + 1) if block not in owners}
         return owners
+
+    def stages(self, card) -> tuple[int, ...]:
+        """The 1-based blocks behind which, or inside which, tokens are pruned, in the order in which that happens."""
+        found = [(block, not m.inside) for m in self.methods for block in m.stages(card)]
+        return tuple(block for block, _ in sorted(found))
+
+    def exits(self, card) -> tuple[int, ...]:
+        """The 1-based blocks behind which an image may leave, the last block included; empty for a plan without early exits."""
+        found = {block for m in self.methods for block in m.exits(card)}
+        return tuple(sorted(found | {card.depth})) if found else ()
+
+    def watched(self, card) -> frozenset[int]:
+        """The blocks whose attention of the class token is read: where the attention asked for is skipped, that of the last one before (semantics.md 12).
+
+        Raises FoveateError where there is none before.
+        """
+        skipped = {block for m in self.methods if m.skips for block in m.attention()}
+        found = set()
+        for m in self.methods:
+            for block in m.watches(card):
+                active = [b for b in range(1, block + 1) if b not in skipped]
+                if not active:
+                    raise FoveateError(f"{m.name}, which reads what the class token attends to in block {block}, beside skipped attentions of blocks 1 to {block}",
+                                       f"an attention in one of the blocks 1 to {block}", f"leave one of them out of the skipped blocks")
+                found.add(active[-1])
+        return frozenset(found)
 
     def to_dict(self) -> dict[str, Any]:
         return {"foveate_plan": VERSION, "methods": [m.to_dict() for m in self.methods]}

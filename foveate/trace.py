@@ -36,6 +36,7 @@ class Trace:
     after: the 1-based block behind which each stage stands.
     exits[image], efforts[image]: block of the exit taken and 1-based effort used, empty without exits or efforts.
     skipped: 1-based blocks whose attention was not computed.
+    short: images that left with an answer they were not sure of, because their budget could not pay for more.
     passes: of a cascade, one Pass for each effort that ran, lowest first; what the efforts did stands in there, not beside it.
     """
 
@@ -47,6 +48,7 @@ class Trace:
     exits: list[int] = field(default_factory=list)
     efforts: list[int] = field(default_factory=list)
     skipped: tuple[int, ...] = ()
+    short: list[int] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
 
     def __eq__(self, other: object) -> bool:
@@ -75,13 +77,13 @@ class Trace:
         return cls(
             images=sum(t.images for t in traces), tokens=join("tokens"), block_tokens=join("block_tokens"),
             kept=[np.concatenate([t.kept[s] for t in traces]) for s in range(len(first.kept))], after=first.after,
-            exits=sum((t.exits for t in traces), []), efforts=sum((t.efforts for t in traces), []), skipped=first.skipped,
+            exits=sum((t.exits for t in traces), []), short=[start + i for start, t in zip(_starts(traces), traces) for i in t.short], efforts=sum((t.efforts for t in traces), []), skipped=first.skipped,
             passes=cls._joined_passes(traces))
 
     @classmethod
     def _joined_passes(cls, traces: list["Trace"]) -> list[Pass]:
         """The passes of each effort as one, with images counted through all of `traces`."""
-        starts = np.cumsum([0, *(t.images for t in traces)]).tolist()
+        starts = _starts(traces)
         found: dict[int, list[tuple[int, Pass]]] = {}
         for start, trace in zip(starts, traces):
             for one in trace.passes:
@@ -109,7 +111,7 @@ class Trace:
 
     def _to_dict(self) -> dict[str, Any]:
         form = {"images": self.images, "after": list(self.after), "tokens": self.tokens, "block_tokens": self.block_tokens,
-                "exits": self.exits, "efforts": self.efforts, "skipped": list(self.skipped)}
+                "exits": self.exits, "efforts": self.efforts, "skipped": list(self.skipped), "short": self.short}
         passes = [{"effort": one.effort, "images": one.images, "nan": one.nan, "trace": one.trace._to_dict()} for one in self.passes]
         return form | {"passes": passes} if passes else form
 
@@ -125,7 +127,8 @@ class Trace:
     @classmethod
     def _from_dict(cls, data: dict[str, Any]) -> "Trace":
         counts = {name: [[index(n) for n in row] for row in data[name]] for name in ("tokens", "block_tokens")}
-        flat = {name: [index(n) for n in data[name]] for name in ("after", "exits", "efforts", "skipped")}
+        data = {"short": []} | data  # traces of earlier versions are without
+        flat = {name: [index(n) for n in data[name]] for name in ("after", "exits", "efforts", "skipped", "short")}
         passes = [Pass(index(p["effort"]), [index(i) for i in p["images"]], cls._from_dict(p["trace"]), index(p["nan"])) for p in data.get("passes", ())]
         trace = cls(images=index(data["images"]), **counts, **flat | {n: tuple(flat[n]) for n in ("after", "skipped")}, passes=passes)
         rows = [*trace.tokens, *trace.block_tokens, *filter(None, (trace.exits, trace.efforts))]
@@ -134,6 +137,11 @@ class Trace:
         if trace.passes:
             _check_passes(trace)
         return trace
+
+
+def _starts(traces: list[Trace]) -> list[int]:
+    """The number of the first image of each trace when they follow one another."""
+    return np.cumsum([0, *(t.images for t in traces)]).tolist()
 
 
 def _check_passes(trace: Trace) -> None:

@@ -22,7 +22,9 @@ class BlockWork:
     inputs_kept: share of the input features that the block's linears read.
     scores: makes the operations between the projections and the output linear from this record (softmax attention unless a
         method brings another); None where the attention is skipped.
-    after: what methods run behind the block and its transition.
+    inner: (live tokens that reach the MLP, what methods run before it), where tokens are pruned inside the block.
+    exit: the classifier of an early exit behind the block and its transition.
+    after: what methods run behind the block, its transition and its exit.
     """
 
     number: int
@@ -33,6 +35,8 @@ class BlockWork:
     whole: bool = True
     inputs_kept: float = 1.0
     scores: Callable[["BlockWork"], list[Operation]] | None = field(default_factory=lambda: softmax_attention)
+    inner: tuple[int, list[Operation]] | None = None
+    exit: list[Operation] = field(default_factory=list)
     after: list[Operation] = field(default_factory=list)
 
     @property
@@ -69,7 +73,8 @@ class BlockWork:
 class Stage:
     """A place where patch tokens are pruned.
 
-    after: 1-based block behind which it stands (and behind that block's transition).
+    after: 1-based block behind which it stands (and behind that block's transition). inside: it stands between that block's attention
+        and its MLP instead.
     kept: keeps how many of the grid's patch tokens; None where it depends on the image.
     package: whether a package token is made of what is dropped.
     operations: from (patches present, dropped) to what pruning itself costs.
@@ -79,6 +84,7 @@ class Stage:
     kept: int | None
     package: bool
     operations: Callable[[int, int], list[Operation]]
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Seen:
 class Workload:
     """The blocks of `card` as one image runs them; `bound` says that some token count is only an upper bound.
 
-    tail: what methods run behind the head.
+    An image that left early has no block behind its exit, and not the model's own head. tail: what methods run behind the head.
     """
 
     card: Card
@@ -115,6 +121,8 @@ class Workload:
         for block in self.blocks:
             operations += [part_operation(part, _counts(block), f"embed.{block.number}.") for part in block.card.entry]
             operations += block_operations(block, self.card.next_block(block.number))
+        if len(self.blocks) < self.card.depth:
+            return tuple(operations)
         return (*operations, *head_operations(self.card, self.blocks[-1]), *self.tail)
 
 
@@ -135,7 +143,8 @@ def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = Non
     """
     effects = tuple(effects)
     prefix = card.prefix_tokens + sum(effect.prefix for effect in effects)
-    blocks = [BlockWork(i + 1, block, prefix, block.patches) for i, block in enumerate(card.blocks)]
+    ran = card.blocks[: seen.exit] if seen and seen.exit else card.blocks
+    blocks = [BlockWork(i + 1, block, prefix, block.patches) for i, block in enumerate(ran)]
     work = Workload(card, blocks, seen)
     _walk(work, all_stages(effects))
     for effect in effects:
@@ -146,7 +155,7 @@ def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = Non
 
 def all_stages(effects: Iterable[Effect]) -> list[Stage]:
     """The pruning stages of all methods in the order in which they run."""
-    return sorted((stage for effect in effects for stage in effect.stages), key=lambda stage: stage.after)
+    return sorted((stage for effect in effects for stage in effect.stages), key=lambda stage: (stage.after, not stage.inside))
 
 
 def _walk(work: Workload, stages: list[Stage]) -> None:
@@ -155,19 +164,28 @@ def _walk(work: Workload, stages: list[Stage]) -> None:
         if seen and seen.block_tokens:
             live = seen.block_tokens[block.number - 1] - block.prefix - packages
         block.patches, block.packages, block.whole = live, packages, index == 0
+        while index < len(stages) and stages[index].after == block.number and stages[index].inside:
+            live, packages, operations = _staged(stages[index], index, live, block.prefix, packages, work)
+            before = block.inner[1] if block.inner else []
+            block.inner, index = (block.prefix + live + packages, before + operations), index + 1
         if block.card.coarsens:
             # A merged token lives if any of its parts did: how many do depends on where the pruned ones lay.
             full = work.card.tokens_after(block.number)
             dead = live < block.card.patches
             work.bound |= dead and not (seen and (seen.present or seen.block_tokens))
             live = min(live, full) if dead else full
-        while index < len(stages) and stages[index].after == block.number:
-            stage = stages[index]
-            if seen and seen.present:
-                live = seen.present[index]
-            kept, packed = _kept(stage, index, live, block.prefix + packages, seen, work.card)
-            block.after += stage.operations(live, live - kept)
-            live, packages, index = kept, packages + packed, index + 1
+        left = seen and seen.exit == block.number < work.card.depth
+        while index < len(stages) and stages[index].after == block.number and not left:
+            live, packages, operations = _staged(stages[index], index, live, block.prefix, packages, work)
+            block.after, index = block.after + operations, index + 1
+
+
+def _staged(stage: Stage, index: int, live: int, prefix: int, packages: int, work: Workload) -> tuple[int, int, list[Operation]]:
+    """(patches kept, packages there are then, what it costs) of the stage `index`."""
+    if work.seen and work.seen.present:
+        live = work.seen.present[index]
+    kept, packed = _kept(stage, index, live, prefix + packages, work.seen, work.card)
+    return kept, packages + packed, stage.operations(live, live - kept)
 
 
 def _kept(stage: Stage, index: int, live: int, others: int, seen: Seen | None, card: Card) -> tuple[int, int]:
@@ -223,6 +241,9 @@ def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
     """Everything that one block runs, its transition and what methods put behind it included."""
     card, rows = block.card, block.queries
     operations = _attention_branch(block) if block.scores else []
+    if block.inner:
+        rows = block.inner[0]
+        operations += block.inner[1]
     if not card.batch_norm:
         operations.append(block.operation("norm", "norm2", m=rows, n=card.dim))
     operations += _linears(block, card.mlp[:-1], rows)
@@ -232,7 +253,7 @@ def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
         counts = _counts(block) | {"grid": following.patches}
         operations += [part_operation(part, counts, block.origin("")) for part in card.transition.parts]
         operations += [replace(operation, origin=block.origin(operation.origin)) for operation in card.transition.operations]
-    return operations + block.after
+    return operations + block.exit + block.after
 
 
 def _attention_branch(block: BlockWork) -> list[Operation]:

@@ -18,6 +18,9 @@ from foveate.nn.attention import SKIP, Mix
 from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import PACKAGE, Tokens
 
+Between = Callable[[Tokens], Tokens]
+
+
 def refuse(name: str, what: str, allowed: str, do: str = "use a supported backbone (`foveate models`), or open an issue naming this one"):
     """Raises the FoveateError for a backbone or a part of it that foveate does not know."""
     raise FoveateError(given=f"{name}: {what}", allowed=allowed, do=do)
@@ -86,8 +89,11 @@ class Anatomy(ABC):
         """Images [B, 3, H, W] to the tokens that enter block 1."""
 
     @abstractmethod
-    def run(self, index: int, tokens: Tokens, mix: Mix) -> Tokens:
-        """Block `index` (1-based) in any form, with `mix` as attention (see Hooks.attention) or, for SKIP, without its attention branch."""
+    def run(self, index: int, tokens: Tokens, mix: Mix, between: Between | None = None) -> Tokens:
+        """Block `index` (1-based) in any form, with `mix` as attention (see Hooks.attention) or, for SKIP, without its attention branch.
+
+        between: called on the tokens between attention and MLP; families that Card.check_inside refuses leave it out.
+        """
 
     @abstractmethod
     def run_native(self, index: int, tokens: Tokens) -> Tokens:
@@ -113,12 +119,14 @@ class Anatomy(ABC):
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Final patch features [B, N, D] of the masked or dense form and their decision weights [B, N]."""
 
-    def block(self, index: int, tokens: Tokens, mix: Mix | None = None) -> Tokens:
+    def block(self, index: int, tokens: Tokens, mix: Mix | None = None, between: Between | None = None) -> Tokens:
         """Block `index` (1-based) and the stage transition behind it.
 
-        mix: replaces softmax attention where a method brings its own; SKIP leaves it out.
+        mix: replaces softmax attention where a method brings its own; SKIP leaves it out. between: see `run`.
         """
-        if mix is None and not tokens.masked and not tokens.ragged and self.native(tokens):
+        if between is not None:
+            tokens = self.run(index, tokens, mix or self.attend, between)
+        elif mix is None and not tokens.masked and not tokens.ragged and self.native(tokens):
             tokens = self.run_native(index, tokens)
         else:
             tokens = self.run(index, tokens, mix or self.attend)
@@ -134,14 +142,17 @@ class Anatomy(ABC):
         """Softmax attention among live tokens as this family computes it."""
 
 
-def residual_block(block: nn.Module, tokens: Tokens, mix: Mix, attention: Callable[..., Tensor]) -> Tokens:
+def residual_block(block: nn.Module, tokens: Tokens, mix: Mix, attention: Callable[..., Tensor], between: Between | None = None) -> Tokens:
     """timm's pre-norm block over its own children: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))).
 
-    attention: called as attention(attn, norm1(x), tokens=tokens, mix=mix), unless mix is SKIP.
+    attention: called as attention(attn, norm1(x), tokens=tokens, mix=mix), unless mix is SKIP. between: called on the tokens in the middle.
     """
     x = tokens.x
     if mix is not SKIP:
         x = x + block.drop_path1(block.ls1(attention(block.attn, block.norm1(x), tokens=tokens, mix=mix)))
+    if between is not None:
+        tokens = between(tokens.with_x(x))
+        x = tokens.x
     return tokens.with_x(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
 

@@ -111,11 +111,14 @@ class Eva(Anatomy):
             return self.run(index, tokens, self.attend)
         return tokens.with_x(self.model.blocks[index - 1](tokens.x, rope=self._rope(index, tokens)))
 
-    def run(self, index: int, tokens: Tokens, mix) -> Tokens:
+    def run(self, index: int, tokens: Tokens, mix, between=None) -> Tokens:
         block, x = self.model.blocks[index - 1], tokens.x
         if mix is not SKIP:
             attention = attention_rows(block.attn, block.norm1(x), tokens, self._rope(index, tokens), mix)
             x = x + block.drop_path1(attention if block.gamma_1 is None else block.gamma_1 * attention)
+        if between is not None:
+            tokens = between(tokens.with_x(x))
+            x = tokens.x
         mlp = block.mlp(block.norm2(x))
         return tokens.with_x(x + block.drop_path2(mlp if block.gamma_2 is None else block.gamma_2 * mlp))
 

@@ -26,10 +26,13 @@ class LVViTAnatomy(ViT):
     def knows(cls, model: nn.Module) -> bool:
         return type(model) is LVViT
 
-    def run(self, index: int, tokens: Tokens, mix) -> Tokens:
+    def run(self, index: int, tokens: Tokens, mix, between=None) -> Tokens:
         block, x = self.model.blocks[index - 1], tokens.x
         if mix is not SKIP:
             x = x + block.drop_path1(block.ls1(attention_rows(block.attn, block.norm1(x), tokens, mix))) / block.skip_lam
+        if between is not None:
+            tokens = between(tokens.with_x(x))
+            x = tokens.x
         return tokens.with_x(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) / block.skip_lam)
 
     def head(self, tokens: Tokens) -> Tensor:

@@ -83,9 +83,9 @@ class PiT(Anatomy):
     def run_native(self, index: int, tokens: Tokens) -> Tokens:
         return tokens.with_x(self.blocks[index - 1](tokens.x))
 
-    def run(self, index: int, tokens: Tokens, mix) -> Tokens:
+    def run(self, index: int, tokens: Tokens, mix, between=None) -> Tokens:
         block = self.blocks[index - 1]
-        return residual_block(block, tokens, mix, attention_rows)
+        return residual_block(block, tokens, mix, attention_rows, between)
 
     def next_stage(self, index: int, tokens: Tokens) -> Tokens:
         number = stage_behind(index, [len(stage.blocks) for stage in self.model.transformers])

@@ -89,9 +89,9 @@ class ViT(Anatomy):
     def run_native(self, index: int, tokens: Tokens) -> Tokens:
         return tokens.with_x(self.model.blocks[index - 1](tokens.x))
 
-    def run(self, index: int, tokens: Tokens, mix) -> Tokens:
+    def run(self, index: int, tokens: Tokens, mix, between=None) -> Tokens:
         block = self.model.blocks[index - 1]
-        return residual_block(block, tokens, mix, attention_rows)
+        return residual_block(block, tokens, mix, attention_rows, between)
 
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         return patch_features(self.model.norm, tokens)

@@ -17,11 +17,14 @@ class Method:
     """Settings of one method; subclasses are frozen dataclasses that validate in `__post_init__`.
 
     `name` is the word used in plans, on the command line and for the method's own parameters.
-    `data_dependent` says whether the cost differs from image to image; `prunes`, whether tokens are removed.
+    `data_dependent` says whether the cost differs from image to image; `prunes`, whether tokens are removed; `inside`, whether
+    that happens inside a block, between attention and MLP; `skips`, whether `attention` names blocks to run without any.
     """
 
     name: ClassVar[str]
     prunes: ClassVar[bool] = False
+    inside: ClassVar[bool] = False
+    skips: ClassVar[bool] = False
 
     @property
     def data_dependent(self) -> bool:
@@ -32,6 +35,18 @@ class Method:
 
     def attention(self) -> tuple[int, ...] | str:
         """The 1-based blocks whose attention this method skips or replaces; "all" means those that no other method names."""
+        return ()
+
+    def stages(self, card) -> tuple[int, ...]:
+        """The 1-based blocks behind which, or inside which, this method prunes tokens, in order."""
+        return getattr(self, "after", ()) if self.prunes else ()
+
+    def watches(self, card) -> tuple[int, ...]:
+        """The 1-based blocks in which this method reads what the class token attends to (see Run.watched)."""
+        return ()
+
+    def exits(self, card) -> tuple[int, ...]:
+        """The 1-based blocks behind which an image may leave with an answer; the last block always is one where there are others."""
         return ()
 
     def default(self, field: str) -> Any:

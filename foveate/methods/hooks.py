@@ -10,7 +10,9 @@ from typing import Callable, ClassVar, Iterable
 import torch
 from torch import Tensor, nn
 
+from foveate.nn.exits import Budget, Waiting
 from foveate.nn.attention import Mix
+from foveate.nn.class_row import Watched
 from foveate.nn.mixing import Attention, mixed
 from foveate.nn.tokens import Tokens
 from foveate.trace import Trace
@@ -18,11 +20,15 @@ from foveate.trace import Trace
 
 @dataclass
 class Stage:
-    """One pruning decision as it was taken: the tokens it left, after which block, and the keep ratio aimed at."""
+    """One pruning decision as it was taken: the tokens it left, after which block, and the keep ratio aimed at.
+
+    places: numbers of the images in the batch, where others had left before.
+    """
 
     after: int
     keep: float
     tokens: Tokens
+    places: list[int] | None = None
 
 
 @dataclass
@@ -35,6 +41,9 @@ class Run:
     replay: decisions to repeat; stage s uses replay.kept[s].
     block_tokens: a list to record what each block works on; None, as in training and export, counts nothing.
     skipped: blocks whose attention did not run. figures: what hooks noted on the way, worth logging.
+    waiting: who still runs, in a model whose images may leave early. budget: what may be spent on each of them.
+    watched: what the class token attended to, in the blocks that a method watches, in order.
+    answers: logits of classifiers other than the last, by name, noted where a training step asks for them with a dictionary.
     """
 
     masked: bool
@@ -45,12 +54,25 @@ class Run:
     block_tokens: list[list[int]] | None = None
     skipped: list[int] = field(default_factory=list)
     figures: dict[str, Tensor] = field(default_factory=dict)
+    waiting: Waiting | None = None
+    budget: Budget | None = None
+    watched: list[Watched] = field(default_factory=list)
+    answers: dict[str, Tensor] | None = None
 
     def replayed(self, device: torch.device) -> Tensor | None:
         """Keep decisions [B, slots] (bool) to repeat at the next stage, or None."""
         if self.replay is None:
             return None
-        return torch.from_numpy(self.replay.kept[len(self.stages)]).to(device)
+        kept = self.replay.kept[len(self.stages)]
+        return torch.from_numpy(kept if self.waiting is None else kept[self.waiting.places]).to(device)
+
+    def pruned(self, after: int, keep: float, tokens: Tokens) -> None:
+        """Notes the tokens that a stage behind (or inside) block `after` left."""
+        self.stages.append(Stage(after, keep, tokens, None if self.waiting is None else list(self.waiting.places)))
+
+    def class_row(self, tokens: Tokens) -> Tensor:
+        """What the class token attended to in the last watched block that had an attention: [B, n], or ragged [T], for the tokens that are left."""
+        return self.watched[-1].row_at(tokens)
 
 
 class Hooks(nn.Module):
@@ -61,6 +83,9 @@ class Hooks(nn.Module):
 
     calibrates: ClassVar[bool] = False
     """Whether `calibrate` does something, so that images are worth reading."""
+
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Children that only training needs; a saved run is without them."""
 
     @property
     def taken(self) -> tuple[int, ...]:
@@ -89,9 +114,21 @@ class Hooks(nn.Module):
         """
         return None
 
-    def after(self, block: int, tokens: Tokens, run: Run) -> Tokens:
-        """Called behind block `block` (1-based) and the stage transition that may follow it."""
+    def between(self, block: int, tokens: Tokens, run: Run) -> Tokens:
+        """Called inside block `block` (1-based), between its attention and its MLP, for methods that say so (`Method.inside`)."""
         return tokens
+
+    def after(self, block: int, tokens: Tokens, run: Run) -> Tokens:
+        """Called behind block `block` (1-based) and the stage transition that may follow it; images that leave there are gone already."""
+        return tokens
+
+    def answer(self, block: int, tokens: Tokens) -> Tensor:
+        """Logits [B, classes] of the exit behind block `block`, for blocks that `Method.exits` names before the last."""
+        raise AssertionError("a method with exits answers for itself")
+
+    def sure(self, answers: list[Tensor]) -> Tensor:
+        """Which images may leave, bool [n], given the logits [n, classes] of all exits so far."""
+        raise AssertionError("a method with exits judges for itself")
 
     def classify(self, tokens: Tokens, final_norm: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Logits [B, classes] of a classifier of the method's own, which inference averages with the model's."""
@@ -101,8 +138,11 @@ class Hooks(nn.Module):
         """Weighted terms that this method adds to the training loss of `run`."""
         return {}
 
-    def label_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Weighted terms that need the right answers: logits [B, classes] of a training pass, labels [B] (of mixed images the larger part)."""
+    def label_losses(self, run: Run, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Weighted terms that need the right answers: logits [B, classes] of the training pass `run`, and its targets.
+
+        targets: labels [B], or class distributions [B, classes] where images are mixed.
+        """
         return {}
 
     def metrics(self, run: Run) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.methods.base import kept_count
-from foveate.methods.hooks import Run, Stage
+from foveate.methods.hooks import Run
 from foveate.nn.precision import at_least_float32
 from foveate.nn.prune import at_least_one, gumbel_keep, prune_masked, prune_rows, prune_top_k, top_k
 from foveate.nn.tokens import Tokens, with_all_live
@@ -42,7 +42,7 @@ def prune_stage(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
         tokens = with_all_live(tokens)
     stage = _masked if tokens.masked else _rows if tokens.ragged else _single if tokens.packages is None else _uniform
     tokens = stage(tokens, run, rule, score)
-    run.stages.append(Stage(rule.after, rule.keep, tokens))
+    run.pruned(rule.after, rule.keep, tokens)
     return tokens
 
 

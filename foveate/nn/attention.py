@@ -55,6 +55,11 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, live: Tensor, scale: float
     return (F.dropout(weights, dropout) if dropout else weights).to(v.dtype) @ v
 
 
+def dense_attention_weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The softmax maps of q [B, H, n, d] over k [B, H, m, d], spelled out: [B, H, n, m]."""
+    return ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
+
+
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
     """Softmax attention over all keys: q [B, H, n, d], k, v [B, H, m, d] -> [B, H, n, d_v].
 
@@ -62,7 +67,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool =
     """
     if fused:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, dropout_p=dropout)
-    weights = ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
+    weights = dense_attention_weights(q, k, scale)
     return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 

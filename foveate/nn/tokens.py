@@ -71,6 +71,20 @@ class Tokens:
     def with_x(self, x: Tensor) -> "Tokens":
         return replace(self, x=x)
 
+    def select(self, images: Tensor) -> "Tokens":
+        """The tokens of some images, `images` [b] by number and increasing; images with equally many tokens and packages become uniform."""
+        beside = None if self.beside is None else self.beside[images]
+        if not self.ragged:
+            place = self.place if self.place.dim() == 1 else self.place[images]
+            return replace(self, x=self.x[images], place=place, live=None if self.live is None else self.live[images], beside=beside)
+        chosen = torch.zeros(self.images, dtype=torch.bool, device=self.x.device)
+        chosen[images] = True
+        image = self.image_of_row()
+        rows = chosen[image]
+        number = chosen.cumsum(0) - 1
+        lengths = tuple(self.lengths[i] for i in images.tolist())
+        return from_rows(replace(self, lengths=lengths, beside=beside), self.x[rows], number[image[rows]], self.place[rows])
+
     def counts(self) -> list[int]:
         """Live tokens of each image."""
         if self.ragged:

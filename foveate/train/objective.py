@@ -53,7 +53,6 @@ class Objective:
     def __call__(self, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Loss:
         """images: [B, 3, H, W]; targets: labels [B] or class distributions [B, C] (already smoothed by mixup).
 
-        Terms of the model's own that ask for labels take the likeliest class of a distribution.
         """
         outputs = model.training_outputs(images) if hasattr(model, "training_outputs") else None
         logits = model(images) if outputs is None else outputs.logits
@@ -74,8 +73,7 @@ class Objective:
                 parts["distillation"] = token_distillation(outputs.tokens, teacher_tokens, outputs.live)
                 total = total + self.distill_weight * parts["distillation"]
         if outputs is not None:
-            labels = targets if targets.dim() == 1 else targets.argmax(-1)
-            judging = model.label_losses(logits, labels) if hasattr(model, "label_losses") else {}
+            judging = model.label_losses(outputs, targets) if hasattr(model, "label_losses") else {}
             for name, term in (outputs.terms | judging).items():
                 parts[name] = term
                 total = total + term

@@ -18,6 +18,7 @@ class PIVOT(Method):
     """
 
     name: ClassVar[str] = "pivot"
+    skips: ClassVar[bool] = True
 
     skip: tuple[int, ...]
     entropy_weight: float = 1.0

@@ -50,7 +50,8 @@ class PIVOTHooks(Hooks):
     def attention(self, block: int, run: Run) -> Mix:
         return SKIP
 
-    def label_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def label_losses(self, run: Run, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        labels = targets if targets.dim() == 1 else targets.argmax(-1)
         return {"entropy": self.config.entropy_weight * entropy_loss(logits, labels)} if self.config.entropy_weight else {}
 
 

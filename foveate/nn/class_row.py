@@ -1,0 +1,84 @@
+"""What the class token attends to: one row of the score maps, the mean over heads, in the three forms of the token stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.nn.attention import Mix, attend, dense_attention_weights, policy_softmax
+from foveate.nn.precision import at_least_float32
+from foveate.nn.tokens import Tokens
+
+
+def class_row(q: Tensor, k: Tensor, tokens: Tokens, scale: float) -> Tensor:
+    """Softmax of the first token's query against the keys of its own image, the mean over heads: O(n d) (semantics.md 12).
+
+    q, k: [B, n, H, d], or ragged [T, H, d]. Returns float32 or wider [B, n], or ragged [T]; each image's row sums to 1. In the masked
+    form dead tokens have 0.
+    """
+    if tokens.ragged:
+        return _ragged_row(q, k, tokens, scale)
+    scores = (q[:, :1] * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    weights = policy_softmax(scores, tokens.live) if tokens.masked else at_least_float32(scores).softmax(-1)
+    return weights[:, :, 0].mean(1)
+
+
+def _ragged_row(q: Tensor, k: Tensor, tokens: Tokens, scale: float) -> Tensor:
+    image = tokens.image_of_row()
+    starts = torch.tensor((0, *tokens.lengths[:-1]), device=q.device).cumsum(0)
+    scores = at_least_float32(((q[starts] * scale)[image] * k).sum(-1))
+    rows = image[:, None].expand_as(scores)
+    top = scores.new_full((tokens.images, scores.shape[1]), -torch.inf).scatter_reduce(0, rows, scores, "amax")
+    weights = (scores - top[image]).exp()
+    total = weights.new_zeros(top.shape).scatter_add(0, rows, weights)
+    return (weights / total[image]).mean(1)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one block's attention looked at.
+
+    block: 1-based. tokens: those that attended. row: as `class_row` gives it. k, v: their keys [B, n, H, d] and values [B, n, H, e], or ragged [T, H, .].
+    """
+
+    block: int
+    tokens: Tokens
+    row: Tensor
+    k: Tensor
+    v: Tensor
+
+    def row_at(self, tokens: Tokens) -> Tensor:
+        """The row at `tokens`, a later state of the stream in which some may be gone: [B, n], or ragged [T]; 0 for package tokens made since."""
+        if tokens.place is self.tokens.place and tokens.x.shape[:-1] == self.tokens.x.shape[:-1]:
+            return self.row
+        slots, prefix = self.tokens.grid[0] * self.tokens.grid[1], 1
+        kept = self.row.new_zeros(self.tokens.images, prefix + slots)
+        kept = kept.flatten().scatter(0, _slot(self.tokens, prefix + slots), self.row.flatten() * (self.tokens.places().flatten() >= 0))
+        here = kept[_slot(tokens, prefix + slots)] * (tokens.places().flatten() >= 0)
+        return here if tokens.ragged else here.view(tokens.x.shape[:2])
+
+
+def _slot(tokens: Tokens, width: int) -> Tensor:
+    """Where each row stands in [images, 1 + slots]; what is no patch shares slot 0."""
+    return tokens.image_of_row() * width + (tokens.places().flatten() + 1).clamp_min(0)
+
+
+def watched(mix: Mix, block: int, found: list[Watched]) -> Mix:
+    """The same attention as `mix`, which also appends to `found` what the class token attended to in block `block`.
+
+    Where softmax attention spells its products out anyway, the row is read off its map; otherwise it costs one query.
+    """
+
+    def run(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True, dropout: float = 0.0, **rest: Any) -> Tensor:
+        if mix is attend and not (fused or tokens.ragged or tokens.masked or dropout):
+            weights = dense_attention_weights(q.transpose(1, 2), k.transpose(1, 2), scale)
+            z, row = (weights @ v.transpose(1, 2)).transpose(1, 2), at_least_float32(weights[:, :, 0]).mean(1)
+        else:
+            z, row = mix(q, k, v, tokens, scale, fused, dropout, **rest), class_row(q, k, tokens, scale)
+        found.append(Watched(block, tokens, row, k, v))
+        return z
+
+    return run
