@@ -185,6 +185,11 @@ class AdaptiveModel(nn.Module):
         for name, hooks in self._hooks():
             yield from ((f"{name}.{n}", p) for n, p in hooks.named_parameters())
 
+    def inference_state(self) -> dict[str, Tensor]:
+        """`state_dict` without what only training needs, such as auxiliary classifiers."""
+        spare = tuple(f"{name}.{child}." for name, hooks in self._hooks() for child in hooks.training_only)
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(spare)}
+
     def _hooks(self) -> list[tuple[str, nn.Module]]:
         return [(m.name, self._modules[m.name]) for m in self.plan.methods]
 

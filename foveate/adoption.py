@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -116,7 +117,9 @@ def _check_own_forms(anatomy: Anatomy) -> None:
         if repr(block) in seen and not altered:
             continue
         seen.add(repr(block))
-        tokens = dense(random(1, stem.prefix + card.patches, card.dim), stem.prefix, tuple(card.grid), stem.rope)
+        width = anatomy.card.block(number - 1).dim if card.entry else card.dim
+        tokens = dense(random(1, stem.prefix + card.patches, width), stem.prefix, tuple(card.grid), stem.rope)
+        tokens = replace(tokens, beside=stem.beside)
         native, own = anatomy.run_native(number, tokens), anatomy.run(number, with_all_live(tokens), anatomy.attend)
         error = (native.x - own.x).abs().max() / native.x.abs().max()
         if not error <= (1e-3 if like.dtype in (torch.float32, torch.float64) else 0.05):

@@ -34,7 +34,7 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
     model: an AdaptiveModel, a timm model (saved under the empty plan), or a Cascade (plan.json and a sub-run effort-1, effort-2, ...).
     preprocessing: mean, std, crop_pct, interpolation, image_size; the backbone's own by default. labels: class names.
     Everything is written beside an older run first, so that a full disk leaves that as it was. Then plan.json is moved in
-    last, and backbone.json names the digest of the weights: no mixture of two saves loads.
+    last, and backbone.json names the digest of the weights: no mixture of two saves loads. What only training needs is left out.
     """
     folder = Path(folder)
     if isinstance(model, Cascade):
@@ -44,7 +44,7 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
     blueprint = Blueprint.of(backbone_of(model))
     backbone = {"architecture": blueprint.architecture, "arguments": blueprint.arguments,
                 "labels": labels or list(model.pretrained_cfg.get("label_names") or ()), **({"quantise": "int8"} if quantised(model) else {})}
-    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.inference_state().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as fresh:
@@ -176,8 +176,8 @@ def _weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    own = model.state_dict()
-    problems = [f"lacks {k}" for k in own if k not in state] + [f"has an unknown {k}" for k in state if k not in own]
+    own, needed = model.state_dict(), model.inference_state() if isinstance(model, AdaptiveModel) else model.state_dict()
+    problems = [f"lacks {k}" for k in needed if k not in state] + [f"has an unknown {k}" for k in state if k not in own]
     problems += [f"has {k} of shape {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
     if problems:
         more = f" and {len(problems) - 1} more such differences" if len(problems) > 1 else ""
@@ -186,7 +186,7 @@ def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad:
         raise FoveateError(f"{source} with NaN or infinite values in {bad}", "finite weights", "use the last good checkpoint of that training")
-    model.load_state_dict(state)
+    model.load_state_dict(own | state)
 
 
 def _read(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
