@@ -51,7 +51,10 @@ class Watched:
     v: Tensor
 
     def row_at(self, tokens: Tokens) -> Tensor:
-        """The row at `tokens`, a later state of the stream in which some may be gone: [B, n], or ragged [T]; 0 for package tokens made since."""
+        """The row at `tokens`, a later state of the stream in which some may be gone: [B, n], or ragged [T].
+
+        It is for patches: prefix tokens may have 0, and package tokens made since do.
+        """
         if tokens.place is self.tokens.place and tokens.x.shape[:-1] == self.tokens.x.shape[:-1]:
             return self.row
         slots, prefix = self.tokens.grid[0] * self.tokens.grid[1], 1

@@ -1,5 +1,7 @@
 """The token stream: what it says of itself in its three forms."""
 
+from dataclasses import replace
+
 import torch
 
 from foveate.nn.tokens import PACKAGE, PREFIX, dense, from_rows, with_all_live
@@ -72,3 +74,24 @@ def test_with_x_changes_nothing_else():
     tokens, _ = packed([[0, 2], [1]], [1, 0])
     other = tokens.with_x(tokens.x + 1)
     assert torch.equal(other.x, tokens.x + 1) and other.lengths == tokens.lengths and other.place is tokens.place
+
+
+def test_selected_images_keep_their_own_tokens_in_every_form():
+    ragged, _ = packed([[0, 2], [1], [0, 1, 3]], [1, 0, 0])
+    some = ragged.select(torch.tensor([0, 2]))
+    assert some.images == 2 and (some.x[..., 0] // 100).flatten().tolist() == [0] * 4 + [2] * 4
+    assert some.kept().tolist() == [[True, False, True, False], [True, True, False, True]]
+    assert some.counts() == [4, 4] and some.ragged, "equal lengths with unequal packages stay ragged"
+    alone = ragged.select(torch.tensor([1]))
+    assert not alone.ragged and alone.x.shape == (1, 2, 1) and alone.places().tolist() == [[PREFIX, 1]]
+    uniform, _ = packed([[0, 2], [1, 3], [2, 3]], [1, 1, 1])
+    assert uniform.select(torch.tensor([1, 2])).places().tolist() == [[PREFIX, 1, 3, PACKAGE], [PREFIX, 2, 3, PACKAGE]]
+    masked = with_all_live(dense(torch.arange(15.0).view(3, 5, 1), 1, (2, 2)))
+    masked.live[2, 4] = 0
+    last = masked.select(torch.tensor([2]))
+    assert last.x.flatten().tolist() == [10, 11, 12, 13, 14] and last.live.tolist() == [[1, 1, 1, 1, 0]] and last.place.dim() == 1
+
+
+def test_what_an_image_carries_beside_its_tokens_goes_with_it():
+    tokens = replace(dense(torch.zeros(3, 5, 1), 1, (2, 2)), beside=torch.arange(3.0)[:, None])
+    assert tokens.select(torch.tensor([0, 2])).beside.tolist() == [[0.0], [2.0]]
