@@ -25,6 +25,7 @@ pit_ti_224 pit_xs_224 pit_s_224 pit_b_224
 pit_ti_distilled_224 pit_xs_distilled_224 pit_s_distilled_224 pit_b_distilled_224
 swin_tiny_patch4_window7_224 swin_small_patch4_window7_224 swin_base_patch4_window7_224
 lvvit_s lvvit_m
+iret_small iret_tiny iret_nano
 levit_128s levit_128 levit_192
 mobilevit_xxs mobilevit_xs mobilevit_s
 """.split()

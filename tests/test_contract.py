@@ -49,6 +49,8 @@ ROWS = {
     "pivot+topk": lambda: [fv.PIVOT(skip=(2, 3)), fv.SPViT(**STAGES)],
     "pivot+argmax": lambda: [fv.SPViT(**STAGES, select="argmax"), fv.PIVOT(skip=(2, 3))],
     "pivot+vitality": lambda: [fv.PIVOT(skip=(2, 3)), fv.ViTALiTy()],
+    "topk-late": lambda: [fv.SPViT(after=(3,), keep=(0.4,))],
+    "argmax-late+vitality": lambda: [fv.ViTALiTy(), fv.SPViT(after=(3,), keep=(0.4,), select="argmax")],
     "structure+pivot+random": lambda: [fv.Structure(keep=0.7), fv.PIVOT(skip=(1, 4)), fv.Random(after=(2,), keep=(0.5,))],
 }
 PRUNING = [row for row in ROWS if any(m.prunes for m in ROWS[row]())]
@@ -59,8 +61,9 @@ REFUSED = {("swin", "vitality"), ("swin", "vitality+argmax")}  # shifted windows
 TABLE = [(row, "deit") for row in ROWS]
 TABLE += [(row, key) for key in tiny.MODELS if key != "deit" for row in EVERYWHERE if (key, row) not in REFUSED]
 TABLE += [(row, key) for row in (*LINEAR, "vitcod", "vitcod+topk", "vitcod+argmax") for key in ("siglip", "eva02", "pit")]
+TABLE += [(row, key) for key in tiny.WIDENING for row in ("nothing", "structure", "vitality", "pivot-some", "topk-late", "argmax-late+vitality")]
 TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some")]
-BATCH_NORM = {"lvvit", *tiny.ATTENTION_ONLY}  # which works on the batch in training
+BATCH_NORM = {"lvvit", "iret", *tiny.ATTENTION_ONLY}  # which works on the batch in training
 
 
 def plan_of(row: str) -> fv.Plan:
@@ -405,6 +408,12 @@ def test_pruning_is_refused_where_tokens_must_stay(row, key):
         fv.adapt(base, plan_of(row))
     with refused("prunes tokens", name):
         fv.count(base, plan_of(row))
+
+
+@pytest.mark.parametrize("row", ["topk", "random", "structure+argmax"])
+def test_pruning_by_own_scores_is_refused_before_the_last_widening(row):
+    with pytest.raises(fv.FoveateError, match=r"(?s)after=\[1, 3\].*block 3 of iret_small.*the first of constant width"):
+        fv.adapt(tiny.model("iret"), plan_of(row))
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -15,6 +15,7 @@ PIT = dict(img_size=48, base_dims=(8, 8, 8), depth=(2, 1, 1), heads=(2, 2, 4), n
 SWIN = dict(img_size=32, patch_size=4, window_size=4, embed_dim=8, depths=(2, 2, 2), num_heads=(2, 2, 4), drop_path_rate=0.0, num_classes=7)
 LEVIT = dict(img_size=80, embed_dim=(16, 24, 32), key_dim=4, num_heads=(2, 2, 4), depth=(2, 1, 1), num_classes=7)
 MOBILEVIT = dict(img_size=(64, 128), pretrained_cfg_overlay=dict(input_size=(3, 64, 128)), num_classes=7)
+IRET = dict(img_size=32, patch_size=4, embed_dims=(12, 18, 24), widen_at=(2, 3), depth=4, num_heads=3, num_classes=7)
 
 # name: (timm's name, arguments)
 VITS = {
@@ -57,8 +58,14 @@ ATTENTION_ONLY = {
     "levit-plain": ("levit_128s", LEVIT | dict(distilled=False, stem_type="s8", img_size=40)),
     "mobilevit": ("mobilevit_xxs", MOBILEVIT),  # 8x16, 4x8, 2x4 in groups of 2x2
 }
+# Tokens grow wider on the way; what scores them prunes behind that.
+WIDENING = {
+    "iret": ("iret_small", IRET),
+    "iret-dwt": ("iret_small", IRET | dict(sampler="dwt", prefix_growth="mean", img_size=(24, 40), widen_at=(3,), embed_dims=(12, 21))),
+    "iret-original": ("iret_small", IRET | dict(sampler="original", prefix_growth="projection", lifting_channels=5)),
+}
 MODELS = VITS | OTHERS
-ALL = MODELS | DENSE_ONLY | ATTENTION_ONLY
+ALL = MODELS | DENSE_ONLY | ATTENTION_ONLY | WIDENING
 
 
 @functools.cache

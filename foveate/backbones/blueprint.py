@@ -98,6 +98,17 @@ _SWIN: dict[str, Callable[[nn.Module], Any]] = _COMMON | {
     "always_partition": lambda m: m.layers[0].blocks[0].always_partition,
     "dynamic_img_size": lambda m: m.dynamic_img_size,
 }
+_IRET: dict[str, Callable[[nn.Module], Any]] = {key: _VIT[key] for key in (
+    "num_classes", "in_chans", "global_pool", "drop_path_rate", "patch_size", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate")} | {
+    "img_size": lambda m: _pair(m.img_size),
+    "embed_dims": lambda m: m.embed_dims,
+    "widen_at": lambda m: m.widen_at,
+    "sampler": lambda m: m.sampler.kind,
+    "lifting_channels": lambda m: m.sampler.conv2.out_channels,
+    "wavelet": lambda m: m.sampler.wavelet,
+    "prefix_growth": lambda m: m.prefix_growth,
+}
 _LEVIT: dict[str, Callable[[nn.Module], Any]] = {key: _COMMON[key] for key in ("num_classes", "in_chans", "global_pool", "drop_path_rate")} | {
     "img_size": lambda m: _pair(image_size(m)),
     "embed_dim": lambda m: tuple(m.embed_dim),
@@ -119,6 +130,7 @@ _READERS: dict[str, tuple[str, dict[str, Callable[[nn.Module], Any]]]] = {
     "VisionTransformer": ("vit_base_patch16_224", _VIT),
     "VisionTransformerDistilled": ("deit_small_distilled_patch16_224", {k: v for k, v in _VIT.items() if k != "fc_norm"}),
     "LVViT": ("lvvit_s", {k: v for k, v in _VIT.items() if k != "fc_norm"}),
+    "IncrementalTransformer": ("iret_small", _IRET),
     "Eva": ("eva02_small_patch14_224", _FLAT | {"qkv_fused": lambda m: m.blocks[0].attn.qkv is not None}),
     "PoolingVisionTransformer": ("pit_s_224", _PIT),
     "SwinTransformer": ("swin_tiny_patch4_window7_224", _SWIN),

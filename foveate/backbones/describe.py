@@ -18,6 +18,8 @@ from torch import nn
 
 from foveate.backbones.block_cards import block_card
 from foveate.backbones.convolutional import levit, levit_stem, mobilevit, mobilevit_stem
+from foveate.backbones.iret import IncrementalTransformer
+from foveate.backbones.iret_card import entries, iret_stem
 from foveate.backbones.lvvit import LVViT
 from foveate.backbones.reader import Reader, image_size
 from foveate.card import BlockCard, Card, Part, Transition, Window
@@ -29,7 +31,7 @@ def describe(model: nn.Module, name: str | None = None) -> Card:
     """The Card of a live timm model; its parameters may be on the meta device.
 
     model: timm's VisionTransformer (distilled too), Eva, PoolingVisionTransformer, SwinTransformer, Levit (distilled too) or ByobNet
-        with MobileViT blocks, or foveate's LVViT.
+        with MobileViT blocks, or foveate's LVViT or IncrementalTransformer.
     name: the card's name; by default the architecture's name in timm.
     Raises FoveateError for any other model and for a layer whose cost would go uncounted.
     """
@@ -104,6 +106,12 @@ def _flat(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
     return blocks, tuple(parts + _classifiers(reader, model, rows)), prefix
 
 
+def _iret(reader: Reader, model: nn.Module, grid: tuple[int, int]) -> tuple:
+    blocks, head, prefix = _flat(reader, model, grid)
+    made = entries(reader, model)
+    return tuple(replace(block, entry=made.get(number, ())) for number, block in enumerate(blocks, 1)), head, prefix
+
+
 def _classifiers(reader: Reader, model: nn.Module, rows: str) -> list[Part]:
     heads = {"head": ("head.fc", rows), "head_dist": ("head.dist", rows), "aux_head": ("aux_head.fc", "patches")}
     layers = {name: getattr(model, name, None) for name in heads}
@@ -167,6 +175,7 @@ FAMILIES = {
     VisionTransformer: ("vit", _stem, _flat),
     VisionTransformerDistilled: ("vit", _stem, _flat),
     LVViT: ("lvvit", _stem, _flat),
+    IncrementalTransformer: ("iret", iret_stem, _iret),
     Eva: ("eva", _stem, _flat),
     PoolingVisionTransformer: ("pit", _stem, _pit),
     SwinTransformer: ("swin", _stem, _swin),

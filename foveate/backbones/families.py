@@ -10,6 +10,7 @@ from torch import nn
 from foveate.backbones.anatomy import Anatomy
 from foveate.backbones.describe import describe
 from foveate.backbones.eva import Eva
+from foveate.backbones.iret_anatomy import IRETAnatomy
 from foveate.backbones.levit import LeViT
 from foveate.backbones.lvvit_anatomy import LVViTAnatomy
 from foveate.backbones.mobilevit import MobileViT
@@ -18,9 +19,9 @@ from foveate.backbones.swin import Swin
 from foveate.backbones.vit import ViT
 from foveate.errors import FoveateError
 
-FAMILIES: tuple[type[Anatomy], ...] = (ViT, Eva, LVViTAnatomy, PiT, Swin, LeViT, MobileViT)
+FAMILIES: tuple[type[Anatomy], ...] = (ViT, Eva, LVViTAnatomy, IRETAnatomy, PiT, Swin, LeViT, MobileViT)
 SUPPORTED = ("timm's VisionTransformer (DeiT, DeiT-III, AugReg, DINOv2, CLIP, SigLIP), Eva (EVA-02, DINOv3, Perception Encoder), "
-             "PoolingVisionTransformer (PiT), SwinTransformer, Levit (with linears), ByobNet with MobileViT blocks, and foveate's LVViT")
+             "PoolingVisionTransformer (PiT), SwinTransformer, Levit (with linears), ByobNet with MobileViT blocks, and foveate's LVViT and IncrementalTransformer (IRET)")
 # Near relatives that look supported: what sets them apart.
 NEAR = {
     "Beit": "BEiT's blocks add relative positions to their scores; beit.Block shares only its name with vision_transformer.Block",
@@ -30,7 +31,7 @@ NEAR = {
     "SwinTransformerV2": "Swin V2 has cosine attention and norms behind its branches",
     "SwinTransformerV2Cr": "Swin V2 has cosine attention and norms behind its branches",
 }
-_KNOWN = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "PoolingVisionTransformer", "SwinTransformer", "LVViT", "Levit", "LevitDistilled"}
+_KNOWN = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "PoolingVisionTransformer", "SwinTransformer", "LVViT", "IncrementalTransformer", "Levit", "LevitDistilled"}
 
 
 def twin_of(model: nn.Module) -> nn.Module:

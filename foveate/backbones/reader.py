@@ -20,7 +20,7 @@ class Reader:
         """The FoveateError for a structure whose cost is not known."""
         return FoveateError(
             given=f"{self.name}: {what}",
-            allowed="layers of timm's Vision Transformer, EVA, PiT, Swin Transformer, LeViT, MobileViT and of foveate's LV-ViT",
+            allowed="layers of timm's Vision Transformer, EVA, PiT, Swin Transformer, LeViT, MobileViT and of foveate's LV-ViT and IRET",
             do="use a supported backbone (`foveate models`)",
         )
 
@@ -47,7 +47,7 @@ class Reader:
 
 def image_size(model: nn.Module) -> tuple[int, int] | None:
     """(height, width) in pixels of the images that a timm model takes; None where it does not say."""
-    if size := getattr(getattr(model, "patch_embed", None), "img_size", None):
+    if size := getattr(model, "img_size", None) or getattr(getattr(model, "patch_embed", None), "img_size", None):
         return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     grid = next((module.resolution for module in model.modules() if hasattr(module, "attention_bias_idxs")), None)
     if grid and hasattr(model.stem, "stride"):  # LeViT: the places of its score biases, and how far apart its stem sets them

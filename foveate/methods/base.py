@@ -171,8 +171,12 @@ def kept_count(keep: float, tokens: int) -> int:
 
 
 def check_stages(method: Method, card) -> None:
-    """Raises unless the stages of (`after`, `keep`) fit `card`: inside its depth, and fewer tokens at every stage."""
+    """Raises unless the stages of (`after`, `keep`) fit `card`: inside its depth, behind its widening blocks, and fewer tokens at every stage."""
     check_depth(method, "after", card, card.depth - 1)
+    steady = max((number for number, block in enumerate(card.blocks, 1) if block.entry), default=0)
+    if early := [block for block in method.after if block < steady]:
+        wrong(method, "after", list(method.after), f"IRET's blocks widen the tokens up to block {steady} of {card.name}, by what an image shows at "
+              f"their places; tokens that are scored or packaged leave from there to block {card.depth - 1}", f"replace {', '.join(map(str, early))} by blocks from {steady} on, the first of constant width")
     previous: dict[int, float] = {}
     for block, keep in zip(method.after, method.keep):
         tokens = card.tokens_after(block)
