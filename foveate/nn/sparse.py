@@ -98,7 +98,7 @@ def sparse_attention(attn: Tensor, mask: Tensor) -> Tensor:
     attn = at_least_float32(attn)
     best = torch.arange(attn.shape[-1], device=attn.device) == attn.argmax(-1, keepdim=True)
     empty = (attn.detach() * mask).sum(-1, keepdim=True) < torch.finfo(attn.dtype).tiny
-    kept = attn * torch.where(empty, best, mask)
+    kept = attn * ((empty & best) | (~empty & mask))  # ONNX Runtime has no `where` between bools
     return kept / kept.sum(-1, keepdim=True)
 
 

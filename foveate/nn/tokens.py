@@ -145,6 +145,8 @@ def from_rows(tokens: Tokens, rows: Tensor, image: Tensor, place: Tensor) -> Tok
         # While a graph is being traced the number of packages must not become a constant of it.
         tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
         packages = None if tracing else int(packaged.sum())
+        if torch.compiler.is_exporting():
+            torch._check(rows.shape[0] > 0)  # or attention asks whether there is a token at all
         return replace(tokens, x=rows[None], place=place[None], packages=packages, lengths=None, live=None)
     order = torch.argsort(image, stable=True)
     lengths = tuple(torch.bincount(image, minlength=tokens.images).tolist())

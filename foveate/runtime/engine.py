@@ -13,7 +13,7 @@ from foveate.runtime.agreement import Agreement
 class Engine:
     """images [B, C, H, W], already normalised float32 -> logits [B, classes] float32.
 
-    backend: "torch", "torch-compile" or "openvino". precision: "fp32", "bf16" or "int8", of the products of matrices.
+    backend: "torch", "torch-compile", "openvino" or "onnxruntime". precision: "fp32", "bf16" or "int8", of the products of matrices.
     max_batch: images one call takes, None for any number.
     agreement: how far the logits lay from eager float32's at load.
     passed_over: what backend="auto" did not take, "backend precision" -> the reason.

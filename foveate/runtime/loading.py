@@ -16,7 +16,8 @@ from foveate.runtime.maker import Maker, precisions_of
 from foveate.store import load as load_model
 
 PRECISIONS = ("fp32", "bf16", "int8")
-INSTALL = {"openvino": "pip install 'foveate[openvino]'"}
+INSTALL = {"openvino": "pip install 'foveate[openvino]'", "onnxruntime": "pip install 'foveate[onnx]'"}
+NEEDS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
 AUTO = ("torch", "openvino")  # torch-compile must be asked for: it compiles for a minute before it answers
 SYNTHETIC_IMAGES = 16
 ROUNDS = 5
@@ -24,7 +25,7 @@ ROUNDS = 5
 
 def installed_backends() -> tuple[str, ...]:
     """Names that `backend` may take here, besides "auto"."""
-    return ("torch", "torch-compile", *(name for name in INSTALL if find_spec(name)))
+    return ("torch", "torch-compile", *(name for name in INSTALL if all(map(find_spec, NEEDS[name]))))
 
 
 def load(
@@ -52,7 +53,8 @@ def load_engine(
 
     model: an AdaptiveModel, a Cascade (an engine for each effort, with the gates between them) or any image classifier; left
         untouched. Its weights are copied, later changes do not show.
-    backend: "torch", "torch-compile", "openvino", or "auto", the fastest of torch and openvino at this batch size, measured.
+    backend: "torch", "torch-compile", "openvino", "onnxruntime" (fp32), or "auto", the fastest of torch and openvino at this batch size,
+        measured.
     precision: "fp32", "bf16", "int8", or "auto", the fastest that agrees. "int8" is for models trained with it (the recipe's
         quantise="int8"), and the only one of openvino for them; torch only emulates it, in fp32 or bf16.
     example: normalised images [B, C, H, W], of the data and of the batch size that will be used (at least one; some 16 are

@@ -12,6 +12,7 @@ from foveate.errors import FoveateError
 from foveate.quantised import quantised
 from foveate.runtime.agreement import agreement, require
 from foveate.runtime.engine import Engine
+from foveate.runtime.onnx_backend import onnx_graph, onnx_runner
 from foveate.runtime.openvino_backend import openvino_graph, openvino_runner
 from foveate.runtime.torch_backend import compiled, eager
 
@@ -19,7 +20,9 @@ CHECKED_SINGLY = 8
 
 
 def precisions_of(backend: str, model: nn.Module) -> tuple[str, ...]:
-    """What a backend computes this model in: OpenVINO runs 8-bit layers in integers, torch emulates them."""
+    """What a backend computes this model in: OpenVINO runs 8-bit layers in integers, torch emulates them; ONNX Runtime has no bf16 here."""
+    if backend == "onnxruntime":
+        return ("fp32",)
     return ("int8",) if backend == "openvino" and quantised(model) else ("fp32", "bf16")
 
 
@@ -41,6 +44,8 @@ class Maker:
     def engine(self, backend: str, precision: str) -> Engine:
         """An engine with its agreement; raises FoveateError where it cannot be made or disagrees."""
         self._check(backend, precision)
+        if backend == "onnxruntime":
+            return self._checked(Engine(self._onnx, backend, precision, self._limit), self.tolerance)
         if backend != "openvino":
             run = (compiled if backend == "torch-compile" else eager)(self.model, precision)
             return self._checked(Engine(run, backend, precision), self.tolerance)
@@ -81,14 +86,21 @@ class Maker:
         return Engine(self._runners[precision, static], "openvino", precision, self._limit)
 
     @cached_property
+    def _onnx(self) -> Callable[[Tensor], Tensor]:
+        return onnx_runner(onnx_graph(self.model, self._mirrored, single=self._limit == 1), self.threads)
+
+    @cached_property
     def _graph(self):
         """The OpenVINO graph or why there is none, so that a failed conversion is not tried again for another precision."""
-        # Mirrored, so that the graph is never checked on the images it was traced with.
-        mirrored = self.example.flip(-1).repeat(2, 1, 1, 1)[:2]
         try:
-            return openvino_graph(self.model, mirrored, single=self._limit == 1)
+            return openvino_graph(self.model, self._mirrored, single=self._limit == 1)
         except FoveateError as error:
             return error
+
+    @property
+    def _mirrored(self) -> Tensor:
+        """Two images to convert with: mirrored, so that a graph is never checked on the images it was traced with."""
+        return self.example.flip(-1).repeat(2, 1, 1, 1)[:2]
 
     @cached_property
     def _limit(self) -> int | None:

@@ -281,7 +281,6 @@ def test_synthetic_images_are_smooth_normalised_and_repeatable(adapted):
     "settings, word",
     [
         ({"backend": "tensorrt"}, "'tensorrt'"),
-        ({"backend": "onnxruntime"}, "'onnxruntime'"),
         ({"precision": "int8"}, "'int8'"),
         ({"example": None}, "no example images"),
         ({"example": torch.zeros(3, 2, 2)}, "[3, 2, 2]"),

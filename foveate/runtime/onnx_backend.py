@@ -1,0 +1,83 @@
+"""ONNX Runtime as a backend: one graph for all batch sizes, in float32."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.runtime.exported import exported_program, named, silent
+
+try:
+    import onnx
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch's exporter needs it
+except ImportError:  # an extra: `installed_backends` leaves it out
+    onnx = onnxruntime = None
+
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+Graph = "onnx.ModelProto | bytes | str | Path"
+
+
+def onnx_graph(model: nn.Module, images: Tensor, single: bool) -> "onnx.ModelProto":
+    """Convert a copy of `model`, in evaluation mode and float32, to an ONNX graph from "images" to "logits".
+
+    images: [B, C, H, W] to trace with. They must not be those of the later check, or a decision frozen into the graph
+    would pass unseen. single: the graph takes one image (per-image token counts); otherwise any number.
+    Raises FoveateError where torch cannot export the model or an operation has no ONNX form.
+    """
+    program = exported_program(model, images, single)
+    try:
+        with silent():
+            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
+            graph = made.model_proto
+    except Exception as error:  # the exporter raises whatever its translation raises
+        raise FoveateError(
+            given=f"a model that ONNX cannot express ({named(error)})",
+            allowed="models whose operations have an ONNX form",
+            do='load it with backend="torch"',
+        ) from error
+    return _bare(graph, single)
+
+
+def onnx_runner(graph: Graph, threads: int | None) -> Callable[[Tensor], Tensor]:
+    """A call from images to logits, both float32 on the CPU.
+
+    graph: an ONNX model, its bytes, or the path of an .onnx or .ort file. threads: torch's number of threads if None.
+    Raises FoveateError for a graph that ONNX Runtime does not take.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    given = str(graph) if isinstance(graph, str | Path) else graph if isinstance(graph, bytes) else graph.SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class but this
+        raise FoveateError(
+            given=f"a graph that ONNX Runtime cannot load ({named(error)})",
+            allowed="ONNX graphs of operations that it has on the CPU",
+            do='load it with backend="torch"',
+        ) from error
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor:
+        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        return torch.from_numpy(session.run(None, {name: array})[0]).to(images.device)
+
+    return run
+
+
+def _bare(graph: "onnx.ModelProto", single: bool) -> "onnx.ModelProto":
+    """The graph without the exporter's notes (stack traces with paths of this machine), its free dimension called "batch"."""
+    del graph.metadata_props[:], graph.graph.metadata_props[:], graph.graph.value_info[:]
+    graph.doc_string = graph.graph.doc_string = ""
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.graph.input, *graph.graph.output):
+        del value.metadata_props[:]
+        if not single:
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    return graph
