@@ -62,7 +62,10 @@ class IncrementalTransformer(nn.Module):
         self.img_size, patch = to_2tuple(img_size), to_2tuple(patch_size)
         self.embed_dims, self.widen_at = tuple(embed_dims), tuple(widen_at)
         _check_widths(self.embed_dims, self.widen_at, depth, num_heads)
-        _check_words(self.img_size, patch, global_pool, prefix_growth)
+        _check_size(self.img_size, patch)
+        _check_pooling(global_pool)
+        if prefix_growth not in GROWTHS:
+            raise FoveateError(f"prefix_growth={prefix_growth!r}", ", ".join(map(repr, GROWTHS)), "choose one of these")
         self.num_classes, self.in_chans, self.global_pool, self.prefix_growth = num_classes, in_chans, global_pool, prefix_growth
         self.num_features = self.head_hidden_size = self.embed_dim = self.embed_dims[-1]
         self.num_prefix_tokens = prefix = 2
@@ -120,7 +123,7 @@ class IncrementalTransformer(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces both heads by new ones for num_classes (0: none, the model then returns features)."""
-        _check_words(self.img_size, self.patch_embed.patch_size, global_pool or "token", self.prefix_growth)
+        _check_pooling(global_pool or self.global_pool)
         self.num_classes = num_classes
         self.head, self.head_dist = self._new_head(), self._new_head()
         for head in (self.head, self.head_dist):
@@ -141,7 +144,7 @@ class IncrementalTransformer(nn.Module):
     def embed(self, coarse: Tensor) -> Tensor:
         """Tokens [B, 2 + N, embed_dims[0]] of the coarse image, with class and distillation token and positions."""
         x = self.patch_embed(coarse)
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token)]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token)]
         return self.pos_drop(torch.cat([*prefix, x], 1) + self.pos_embed)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -183,11 +186,12 @@ def _check_widths(dims: tuple[int, ...], blocks: tuple[int, ...], depth: int, he
                            f"take {odd[0] - odd[0] % heads or heads} or {odd[0] - odd[0] % heads + heads}, or another number of heads")
 
 
-def _check_words(size: tuple[int, int], patch: tuple[int, int], pool: str, growth: str) -> None:
+def _check_pooling(pool: str) -> None:
     if pool != "token":
         raise FoveateError(f"IRET with global_pool={pool!r}", "'token': both heads read their own token", "leave global_pool out")
-    if growth not in GROWTHS:
-        raise FoveateError(f"prefix_growth={growth!r}", ", ".join(map(repr, GROWTHS)), "choose one of these")
+
+
+def _check_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
     for side, step in zip(size, patch):
         if side % (2 * step) or not side:
             low = side - side % (2 * step)
@@ -196,22 +200,11 @@ def _check_words(size: tuple[int, int], patch: tuple[int, int], pool: str, growt
                                f"take {low or 2 * step} or {low + 2 * step}, or another patch_size")
 
 
-def _cfg(**changes) -> dict:
-    return {
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "num_classes": 1000,
-        "first_conv": ("patch_embed.proj", "sampler.conv1"),
-        "classifier": ("head", "head_dist"),
-    } | changes
-
-
-FASHION = {"input_size": (3, 28, 28), "crop_pct": 1.0, "mean": (0.2860,) * 3, "std": (0.3530,) * 3, "num_classes": 10, "label_names": FASHION_MNIST_LABELS}
-default_cfgs = generate_default_cfgs({"iret_small": _cfg(), "iret_tiny": _cfg(), "iret_nano": _cfg(**FASHION)})
+_SHARED = {"fixed_input_size": True, "interpolation": "bicubic", "first_conv": ("patch_embed.proj", "sampler.conv1"), "classifier": ("head", "head_dist")}
+_IMAGENET = {"input_size": (3, 224, 224), "crop_pct": 0.9, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "num_classes": 1000}
+_FASHION_MNIST = {"input_size": (3, 28, 28), "crop_pct": 1.0, "mean": (0.2860,) * 3, "std": (0.3530,) * 3, "num_classes": 10, "label_names": FASHION_MNIST_LABELS}
+default_cfgs = generate_default_cfgs({
+    "iret_small": _SHARED | _IMAGENET, "iret_tiny": _SHARED | _IMAGENET, "iret_nano": _SHARED | _FASHION_MNIST})
 
 
 def _create(variant: str, pretrained: bool, shape: dict, kwargs: dict) -> IncrementalTransformer:

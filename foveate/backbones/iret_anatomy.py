@@ -85,8 +85,8 @@ def _widened(layer: Focus, tokens: Tokens, band: Tensor | None) -> Tensor:
     at = None
     if tokens.place.dim() > 1:
         place = tokens.place[:, prefix:]
-        at = torch.arange(len(x), device=x.device)[:, None].expand_as(place), place
-    new = layer.patches(band, at).expand(len(x), -1, -1)
+        at = torch.arange(x.shape[0], device=x.device)[:, None].expand_as(place), place
+    new = layer.patches(band, at).expand(x.shape[0], -1, -1)
     mean = None
     if layer.growth == "mean":
         mean = weighted_mean(new, tokens.live[:, prefix:]) if tokens.masked else new.mean(1)

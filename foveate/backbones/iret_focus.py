@@ -58,7 +58,7 @@ class Focus(nn.Module):
         if self.prefix_proj is not None:
             return self.prefix_proj(x)
         if self.prefix_embed is not None:
-            new = (self.prefix_embed + self.pos_embed[:, : self.own]).expand(len(x), -1, -1)
+            new = (self.prefix_embed + self.pos_embed[:, : self.own]).expand(x.shape[0], -1, -1)
         elif mean is not None:
             new = mean[:, None].expand(-1, x.shape[1], -1)
         else:

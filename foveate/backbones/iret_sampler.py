@@ -98,14 +98,14 @@ class Wavelet(nn.Module):
         super().__init__()
         self.channels, self.wavelet = in_chans, wavelet
         low, high = (torch.tensor(f[::-1], device=device, dtype=dtype) for f in filters(wavelet))
+        before = len(low) // 2 - 1
+        self.padding = (before, len(low) - 2 - before) * 2
         # LL, LH, HL, HH; the filters come back to front because a convolution of torch is a correlation.
         kernels = [torch.outer(down, across) for across, down in product((low, high), repeat=2)]
         self.register_buffer("kernels", torch.stack(kernels)[:, None].repeat(in_chans, 1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        width = self.kernels.shape[-1]
-        before = width // 2 - 1
-        padded = F.pad(images, (before, width - 2 - before) * 2, mode="circular") if width > 2 else images
+        padded = F.pad(images, self.padding, mode="circular") if any(self.padding) else images
         four = F.conv2d(padded, self.kernels, stride=2, groups=self.channels).unflatten(1, (self.channels, 4)).transpose(1, 2)
         return four[:, 0], four[:, 1:]
 

@@ -62,7 +62,7 @@ def check_weights_exist(variant: str, kwargs: dict) -> None:
     if cfg.state_dict or (cfg.has_weights and not missing_file):
         return
     reason = f"{cfg.file} does not exist" if missing_file else "no weights of it come with timm or foveate"
-    data = "--data fashion-mnist" if variant in default_cfgs else "--data-dir DIR"
+    data = "--data fashion-mnist" if tuple(cfg.input_size[1:]) == (28, 28) else "--data-dir DIR"
     raise FoveateError(
         given=f"{variant} with pretrained=True, but {reason}",
         allowed='pretrained=False, or weights of your own: pretrained_cfg_overlay=dict(file="FILE.safetensors")',
