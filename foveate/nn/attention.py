@@ -8,11 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.nn.explicit import explicit_attention
 from foveate.nn.precision import at_least_float32
+from foveate.nn.ragged import by_bucket, varlen_attention, varlen_runs
 from foveate.nn.tokens import Tokens
 
 Mix = Callable[..., Tensor]
 """What stands between the projections and the output linear: mix(q, k, v, tokens, scale, fused, dropout, ...) -> z."""
+
+Fused = bool | Callable[[Tensor, Tensor], bool]
+"""Softmax attention in torch's fused kernel or spelled out; an engine brings a function(q, k) [B, H, n, d] that knows what is faster here."""
 
 
 def SKIP(*_, **__) -> Tensor:
@@ -55,31 +60,31 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, live: Tensor, scale: float
     return (F.dropout(weights, dropout) if dropout else weights).to(v.dtype) @ v
 
 
-def dense_attention_weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """The softmax maps of q [B, H, n, d] over k [B, H, m, d], spelled out: [B, H, n, m]."""
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
+def is_fused(fused: Fused, q: Tensor, k: Tensor) -> bool:
+    """Whether softmax attention of q [B, H, n, d] over k [B, H, m, d] is to run in torch's fused kernel."""
+    return fused(q, k) if callable(fused) else fused
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: Fused = True, dropout: float = 0.0, there: Tensor | None = None) -> Tensor:
     """Softmax attention over all keys: q [B, H, n, d], k, v [B, H, m, d] -> [B, H, n, d_v].
 
-    fused=False spells the products out, which in bfloat16 on a CPU is the faster way.
+    fused=False spells the products out, which in bfloat16 on a CPU is the faster way. there: keys that count, bool [B, m]; None: all.
     """
-    if fused:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale, dropout_p=dropout)
-    weights = dense_attention_weights(q, k, scale)
-    return (F.dropout(weights, dropout) if dropout else weights) @ v
+    there = None if there is None else there[:, None, None]
+    if is_fused(fused, q, k):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=there, scale=scale, dropout_p=dropout)
+    return explicit_attention(q, k, v, scale, None if there is None else ~there, dropout)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True, dropout: float = 0.0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: Fused = True, dropout: float = 0.0) -> Tensor:
     """Softmax attention among the live tokens of each image.
 
     q, k, v: [B, n, H, d], or ragged [T, H, d]; the result has the same leading shape.
     """
     if tokens.ragged:
-        parts = zip(*(torch.split(t.transpose(0, 1), tokens.lengths, dim=1) for t in (q, k, v)))
-        mixed = [dense_attention(*(t[None] for t in part), scale, fused)[0] for part in parts]
-        return torch.cat(mixed, dim=1).transpose(0, 1)
+        if varlen_runs(q, v):
+            return varlen_attention(q, k, v, tokens.lengths, scale)
+        return by_bucket(lambda q, k, v, there: dense_attention(q, k, v, scale, fused, there=there), q, k, v, tokens.lengths)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if tokens.masked:
         return masked_attention(q, k, v, tokens.live, scale, dropout=dropout).transpose(1, 2)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.nn.attention import Mix, attend, dense_attention_weights, policy_softmax
+from foveate.nn.attention import Mix, attend, is_fused, policy_softmax
+from foveate.nn.explicit import explicit_with_row
 from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import Tokens
 
@@ -50,6 +51,11 @@ class Watched:
     k: Tensor
     v: Tensor
 
+    def select(self, images: Tensor) -> "Watched":
+        """The same for some of the images, `images` [b] by number and increasing."""
+        rows = torch.isin(self.tokens.image_of_row(), images) if self.tokens.ragged else images
+        return Watched(self.block, self.tokens.select(images), self.row[rows], self.k[rows], self.v[rows])
+
     def row_at(self, tokens: Tokens) -> Tensor:
         """The row at `tokens`, a later state of the stream in which some may be gone: [B, n], or ragged [T].
 
@@ -76,9 +82,10 @@ def watched(mix: Mix, block: int, found: list[Watched]) -> Mix:
     """
 
     def run(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True, dropout: float = 0.0, **rest: Any) -> Tensor:
-        if mix is attend and not (fused or tokens.ragged or tokens.masked or dropout):
-            weights = dense_attention_weights(q.transpose(1, 2), k.transpose(1, 2), scale)
-            z, row = (weights @ v.transpose(1, 2)).transpose(1, 2), at_least_float32(weights[:, :, 0]).mean(1)
+        spelled = mix is attend and not (tokens.ragged or tokens.masked or dropout)
+        if spelled and not is_fused(fused, q.transpose(1, 2), k.transpose(1, 2)):
+            z, row = explicit_with_row(*(t.transpose(1, 2) for t in (q, k, v)), scale)
+            z = z.transpose(1, 2)
         else:
             z, row = mix(q, k, v, tokens, scale, fused, dropout, **rest), class_row(q, k, tokens, scale)
         found.append(Watched(block, tokens, row, k, v))

@@ -21,6 +21,8 @@ class LinformerHooks(AttentionHooks):
     methods add.
     """
 
+    alike = False
+
     def __init__(self, config: Linformer, card):
         super().__init__()
         self.card = card
