@@ -156,6 +156,9 @@ class AttentionHooks(Hooks, ABC):
     The function never forms an n x m map: score biases (LeViT) and attention dropout have no place in it and are left out.
     """
 
+    alike: ClassVar[bool] = True
+    """Whether the function does alike with all images of a ragged batch, so that it may run on several at once (see `mixed`)."""
+
     @abstractmethod
     def function(self, block: int, tokens: Tokens, scale: float) -> Attention:
         """What runs among the live tokens of each image in block `block` (1-based), as `mixed` calls it."""
@@ -165,4 +168,4 @@ class AttentionHooks(Hooks, ABC):
 
     def _mix(self, block: int, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused: bool = True,
              dropout: float = 0.0, weights: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        return mixed(self.function(block, tokens, scale), q, k, v, tokens, weights)
+        return mixed(self.function(block, tokens, scale), q, k, v, tokens, weights, self.alike)

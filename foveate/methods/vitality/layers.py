@@ -70,7 +70,7 @@ class ViTALiTyHooks(Hooks):
             z = taylor_attention(q, k, v, scale, weights) if lowrank else 0.0
             return z + self._sparse(block, run, (q, k, v), scale, weights, bias, dropout) if sparse else z
 
-        return mixed(attention, q, k, v, tokens, weights)
+        return mixed(attention, q, k, v, tokens, weights, alike=not sparse)
 
     def _sparse(self, block: int, run: Run, qkv: tuple[Tensor, Tensor, Tensor], scale: float, weights: Tensor | None,
                 bias: Tensor | None, dropout: float) -> Tensor:
