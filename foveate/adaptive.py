@@ -135,7 +135,8 @@ class AdaptiveModel(nn.Module):
             kept.append(np.zeros((images, self.card.tokens_after(block)), dtype=bool))
         unreached = [[0] * images] * (depth - len(run.block_tokens))
         return Trace(images=images, tokens=tokens, block_tokens=run.block_tokens + unreached, kept=kept, after=self.pruning_blocks,
-                     exits=list(waiting.exits) if waiting else [], skipped=tuple(run.skipped), short=sorted(waiting.short) if waiting else [])
+                     exits=list(waiting.exits) if waiting else [], skipped=tuple(run.skipped), short=sorted(waiting.short) if waiting else [],
+                     rescued=sorted(run.rescued))
 
     @property
     def calibrates(self) -> bool:
@@ -258,11 +259,13 @@ class AdaptiveModel(nn.Module):
         if waiting is None:
             return tokens
         if run.replay is not None:
-            return stayed(tokens, waiting.replay(block, logits, run.replay.exits))
-        if run.budget is None:
-            return stayed(tokens, waiting.offer(block, logits, hooks.sure))
-        segment = self.exit_blocks.index(block) + 1
-        return stayed(tokens, waiting.offer(block, logits, hooks.sure, run.budget, segment, tokens.counts()))
+            staying = waiting.replay(block, logits, run.replay.exits)
+        else:
+            budget = () if run.budget is None else (run.budget, self.exit_blocks.index(block) + 1, tokens.counts())
+            staying = waiting.offer(block, logits, hooks.sure, *budget)
+        if staying is not None and len(staying):
+            run.watched[-1:] = [row.select(staying) for row in run.watched[-1:]]
+        return stayed(tokens, staying)
 
     @staticmethod
     def _counted(tokens: Tokens, run: Run) -> list[int]:

@@ -37,6 +37,7 @@ class Trace:
     exits[image], efforts[image]: block of the exit taken and 1-based effort used, empty without exits or efforts.
     skipped: 1-based blocks whose attention was not computed.
     short: images that left with an answer they were not sure of, because their budget could not pay for more.
+    rescued: images of which a stage wanted to keep no patch, by a threshold too high for them; the best-scored one lived on.
     passes: of a cascade, one Pass for each effort that ran, lowest first; what the efforts did stands in there, not beside it.
     """
 
@@ -49,6 +50,7 @@ class Trace:
     efforts: list[int] = field(default_factory=list)
     skipped: tuple[int, ...] = ()
     short: list[int] = field(default_factory=list)
+    rescued: list[int] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
 
     def __eq__(self, other: object) -> bool:
@@ -77,8 +79,8 @@ class Trace:
         return cls(
             images=sum(t.images for t in traces), tokens=join("tokens"), block_tokens=join("block_tokens"),
             kept=[np.concatenate([t.kept[s] for t in traces]) for s in range(len(first.kept))], after=first.after,
-            exits=sum((t.exits for t in traces), []), short=[start + i for start, t in zip(_starts(traces), traces) for i in t.short], efforts=sum((t.efforts for t in traces), []), skipped=first.skipped,
-            passes=cls._joined_passes(traces))
+            exits=sum((t.exits for t in traces), []), efforts=sum((t.efforts for t in traces), []), skipped=first.skipped,
+            short=_numbered(traces, "short"), rescued=_numbered(traces, "rescued"), passes=cls._joined_passes(traces))
 
     @classmethod
     def _joined_passes(cls, traces: list["Trace"]) -> list[Pass]:
@@ -111,7 +113,7 @@ class Trace:
 
     def _to_dict(self) -> dict[str, Any]:
         form = {"images": self.images, "after": list(self.after), "tokens": self.tokens, "block_tokens": self.block_tokens,
-                "exits": self.exits, "efforts": self.efforts, "skipped": list(self.skipped), "short": self.short}
+                "exits": self.exits, "efforts": self.efforts, "skipped": list(self.skipped), "short": self.short, "rescued": self.rescued}
         passes = [{"effort": one.effort, "images": one.images, "nan": one.nan, "trace": one.trace._to_dict()} for one in self.passes]
         return form | {"passes": passes} if passes else form
 
@@ -127,8 +129,8 @@ class Trace:
     @classmethod
     def _from_dict(cls, data: dict[str, Any]) -> "Trace":
         counts = {name: [[index(n) for n in row] for row in data[name]] for name in ("tokens", "block_tokens")}
-        data = {"short": []} | data  # traces of earlier versions are without
-        flat = {name: [index(n) for n in data[name]] for name in ("after", "exits", "efforts", "skipped", "short")}
+        data = {"short": [], "rescued": []} | data  # traces of earlier versions are without
+        flat = {name: [index(n) for n in data[name]] for name in ("after", "exits", "efforts", "skipped", "short", "rescued")}
         passes = [Pass(index(p["effort"]), [index(i) for i in p["images"]], cls._from_dict(p["trace"]), index(p["nan"])) for p in data.get("passes", ())]
         trace = cls(images=index(data["images"]), **counts, **flat | {n: tuple(flat[n]) for n in ("after", "skipped")}, passes=passes)
         rows = [*trace.tokens, *trace.block_tokens, *filter(None, (trace.exits, trace.efforts))]
@@ -137,6 +139,11 @@ class Trace:
         if trace.passes:
             _check_passes(trace)
         return trace
+
+
+def _numbered(traces: list[Trace], name: str) -> list[int]:
+    """The images that the field `name` of each trace lists, counted through all of `traces`."""
+    return [start + i for start, trace in zip(_starts(traces), traces) for i in getattr(trace, name)]
 
 
 def _starts(traces: list[Trace]) -> list[int]:

@@ -20,6 +20,7 @@ class BlockWork:
     number: 1-based. prefix, patches, packages: live tokens of each kind that the block works on.
     whole: no pruning stage has run before, so that the block runs as timm wrote it.
     inputs_kept: share of the input features that the block's linears read.
+    watched: a method reads what the class token attends to, which costs one query.
     scores: makes the operations between the projections and the output linear from this record (softmax attention unless a
         method brings another); None where the attention is skipped.
     inner: (live tokens that reach the MLP, what methods run before it), where tokens are pruned inside the block.
@@ -34,6 +35,7 @@ class BlockWork:
     packages: int = 0
     whole: bool = True
     inputs_kept: float = 1.0
+    watched: bool = False
     scores: Callable[["BlockWork"], list[Operation]] | None = field(default_factory=lambda: softmax_attention)
     inner: tuple[int, list[Operation]] | None = None
     exit: list[Operation] = field(default_factory=list)
@@ -128,12 +130,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one method does to the work: see the module's docstring. prefix: prefix tokens that it adds."""
+    """What one method does to the work: see the module's docstring. prefix: prefix tokens that it adds. watches: as Method.watches says."""
 
     stages: tuple[Stage, ...] = ()
     change: Callable[[Workload], None] | None = None
     params: int = 0
     prefix: int = 0
+    watches: tuple[int, ...] = ()
 
 
 def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = None) -> Workload:
@@ -150,7 +153,14 @@ def workload(card: Card, effects: Iterable[Effect] = (), seen: Seen | None = Non
     for effect in effects:
         if effect.change:
             effect.change(work)
+    _watch(work, {block for effect in effects for block in effect.watches})
     return work
+
+
+def _watch(work: Workload, blocks: set[int]) -> None:
+    """Marks the blocks whose class token is watched: where the attention asked for is skipped, the last one before (semantics.md 12)."""
+    for number in blocks & {block.number for block in work.blocks}:
+        next(block for block in reversed(work.blocks[:number]) if block.scores).watched = True
 
 
 def all_stages(effects: Iterable[Effect]) -> list[Stage]:
@@ -262,7 +272,17 @@ def _attention_branch(block: BlockWork) -> list[Operation]:
     rows, back = (window.area * window.count,) * 2 if window and block.whole else (block.tokens, block.queries)
     before = [] if card.batch_norm else [block.operation("norm", "norm1", m=block.tokens, n=card.dim)]
     act = [block.operation("elementwise", "attn.proj.act", m=back, n=card.heads * card.value_dim)] if card.batch_norm else []
-    return [*before, *_linears(block, card.projections, rows), *block.scores(block), *act, *_linears(block, card.outputs, back)]
+    scores = block.scores(block) + (_class_row(block) if block.watched else [])
+    return [*before, *_linears(block, card.projections, rows), *scores, *act, *_linears(block, card.outputs, back)]
+
+
+def _class_row(block: BlockWork) -> list[Operation]:
+    """The softmax of one query's scores, a head; where the attention spells its products out the row is there already and costs less."""
+    heads, keys = block.card.heads, block.tokens
+    return [
+        block.operation("gemm", "class_row.qk", n=keys, k=block.card.head_dim, times=heads),
+        block.operation("softmax", "class_row.softmax", n=keys, times=heads),
+    ]
 
 
 def head_operations(card: Card, last: BlockWork) -> list[Operation]:

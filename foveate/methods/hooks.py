@@ -44,6 +44,7 @@ class Run:
     waiting: who still runs, in a model whose images may leave early. budget: what may be spent on each of them.
     watched: what the class token attended to, in the blocks that a method watches, in order.
     answers: logits of classifiers other than the last, by name, noted where a training step asks for them with a dictionary.
+    rescued: images of which a stage wanted to keep no patch; the best-scored one lived on. Noted where `block_tokens` is.
     """
 
     masked: bool
@@ -58,6 +59,7 @@ class Run:
     budget: Budget | None = None
     watched: list[Watched] = field(default_factory=list)
     answers: dict[str, Tensor] | None = None
+    rescued: set[int] = field(default_factory=set)
 
     def replayed(self, device: torch.device) -> Tensor | None:
         """Keep decisions [B, slots] (bool) to repeat at the next stage, or None."""
@@ -69,6 +71,10 @@ class Run:
     def pruned(self, after: int, keep: float, tokens: Tokens) -> None:
         """Notes the tokens that a stage behind (or inside) block `after` left."""
         self.stages.append(Stage(after, keep, tokens, None if self.waiting is None else list(self.waiting.places)))
+
+    def rescue(self, images: list[int]) -> None:
+        """Notes images, by their numbers among those that still run, of which a stage wanted to keep no patch."""
+        self.rescued.update(images if self.waiting is None else (self.waiting.places[i] for i in images))
 
     def class_row(self, tokens: Tokens) -> Tensor:
         """What the class token attended to in the last watched block that had an attention: [B, n], or ragged [T], for the tokens that are left."""

@@ -55,7 +55,7 @@ def _masked(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     elif run.sample and rule.noise is not None:
         keep = at_least_one(gumbel_keep(chance, rule.noise).to(live.dtype), live, chance[..., 0])
     else:
-        keep = _decide(chance, live, tokens, rule)
+        keep = _decide(chance, live, tokens, rule, run)
     return prune_masked(tokens, keep, _weight(chance, rule), rule.package)
 
 
@@ -69,7 +69,7 @@ def _uniform(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     if replayed is not None:
         keep = replayed.gather(1, tokens.places()[:, tokens.patches])
     else:
-        keep = _decide(chance, torch.ones_like(chance[..., 0]), tokens, rule) > 0
+        keep = _decide(chance, torch.ones_like(chance[..., 0]), tokens, rule, run) > 0
     pad = (tokens.prefix, tokens.packages)
     widen = lambda t: torch.nn.functional.pad(t, pad).flatten()
     return prune_rows(tokens, widen(keep), widen(_weight(chance, rule)), rule.package)
@@ -81,7 +81,7 @@ def _single(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     place = tokens.place[0]
     rows = (place >= 0).nonzero()[:, 0]
     chance = score(tokens.x[0, rows], lambda f: f.mean(-2, keepdim=True))
-    keep = _decide(chance[None], torch.ones_like(chance[None, :, 0]), tokens, rule)[0] > 0
+    keep = _decide(chance[None], torch.ones_like(chance[None, :, 0]), tokens, rule, run)[0] > 0
     return _prune_some(tokens, rows, keep, chance, rule)
 
 
@@ -101,7 +101,7 @@ def _rows(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
         live[image, column] = 1.0
         padded = chance.new_zeros(*live.shape, 2)
         padded[image, column] = chance
-        keep = _decide(padded, live, tokens, rule)[image, column] > 0
+        keep = _decide(padded, live, tokens, rule, run)[image, column] > 0
     return _prune_some(tokens, rows, keep, chance, rule)
 
 
@@ -126,7 +126,10 @@ def _decide(chance: Tensor, live: Tensor, tokens: Tokens, rule: Rule) -> Tensor:
     """Deterministic decisions (0 or 1) [B, m] for probabilities [B, m, 2] and decision weights [B, m]."""
     score = chance[..., 0]
     if rule.select == "argmax":
-        return at_least_one((score >= chance[..., 1]).to(live.dtype), live, score) * (live > 0)
+        keep = (score >= chance[..., 1]).to(live.dtype)
+        if run.block_tokens is not None:
+            run.rescue(((keep * live).sum(1) == 0).nonzero()[:, 0].tolist())
+        return at_least_one(keep, live, score) * (live > 0)
     index = top_k(score, live, min(_count(tokens, rule), score.shape[1]))
     return torch.zeros_like(live).scatter(1, index, 1.0) * (live > 0)
 

@@ -99,7 +99,7 @@ class ViTALiTyHooks(Hooks):
         return {"q_range": (low_q, high_q), "k_range": (low_k, high_k)}
 
     def metrics(self, run: Run) -> dict[str, Tensor]:
-        return run.figures
+        return {name: figure for name, figure in run.figures.items() if name.startswith("density")}
 
 
 def build(config: ViTALiTy, card) -> ViTALiTyHooks:
