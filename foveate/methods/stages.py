@@ -122,7 +122,7 @@ def _weight(chance: Tensor, rule: Rule) -> Tensor:
     return chance[..., 0] if rule.weighted else torch.ones_like(chance[..., 0])
 
 
-def _decide(chance: Tensor, live: Tensor, tokens: Tokens, rule: Rule) -> Tensor:
+def _decide(chance: Tensor, live: Tensor, tokens: Tokens, rule: Rule, run: Run) -> Tensor:
     """Deterministic decisions (0 or 1) [B, m] for probabilities [B, m, 2] and decision weights [B, m]."""
     score = chance[..., 0]
     if rule.select == "argmax":
