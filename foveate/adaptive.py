@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate.backbones.anatomy import Anatomy, Between
 from foveate.errors import FoveateError
-from foveate.fitting import check_decisions, check_images
+from foveate.fitting import check_decisions, check_eager, check_images
 from foveate.methods import layers
 from foveate.methods.hooks import Run
 from foveate.nn.attention import SKIP, Mix
@@ -197,6 +197,7 @@ class AdaptiveModel(nn.Module):
     def _answer(self, images: Tensor, run: Run) -> Tensor:
         """Logits of one pass; where images may leave early, each image's from the exit it took."""
         if self.exit_blocks and (run.replay is not None or not self.training):
+            check_eager(self.card, self.exit_blocks)
             run.waiting = Waiting.all(len(images))
         tokens = self._pass(images, run)
         logits = None if tokens is None else self._logits(tokens)
@@ -253,7 +254,7 @@ class AdaptiveModel(nn.Module):
         hooks, waiting = self._exit_hooks[block], run.waiting
         if waiting is None and run.answers is None:
             return tokens
-        logits = hooks.answer(block, tokens)
+        logits = hooks.answer(block, self.anatomy.pooled(tokens))
         if run.answers is not None:
             run.answers[f"exit_{block}"] = logits
         if waiting is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.backbones.anatomy import Anatomy
@@ -32,6 +33,14 @@ def check_images(anatomy: Anatomy, images: Tensor) -> None:
     if not embed.dynamic_img_pad and any(side % patch for side, patch in zip(images.shape[-2:], embed.patch_size)):
         raise FoveateError(given, f"sides divisible by the patch of {embed.patch_size[0]}x{embed.patch_size[1]} pixels",
                            "resize or pad the images, or create the model with dynamic_img_pad=True")
+
+
+def check_eager(card: Card, exits: Sequence[int]) -> None:
+    """Raises FoveateError while a graph is being traced: it would hold the way that one image took through the exits for all of them."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        raise FoveateError(f"{card.name} with exits after blocks {', '.join(map(str, exits[:-1]))} in one exported or compiled graph",
+                           "graphs without exits, in which every image takes the same way",
+                           "export the segments between the exits each by itself, or leave the exits out of the plan")
 
 
 def check_decisions(card: Card, stages: Sequence[int], exits: Sequence[int], trace: Any, images: Tensor) -> Trace | None:

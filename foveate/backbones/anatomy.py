@@ -16,7 +16,7 @@ from foveate.card import Card
 from foveate.errors import FoveateError
 from foveate.nn.attention import SKIP, Mix
 from foveate.nn.precision import at_least_float32
-from foveate.nn.tokens import PACKAGE, Tokens
+from foveate.nn.tokens import PACKAGE, Tokens, prefix_rows
 
 Between = Callable[[Tokens], Tokens]
 
@@ -114,6 +114,23 @@ class Anatomy(ABC):
     def final_norm(self, x: Tensor) -> Tensor:
         """The norm between the last block and the classifier, for rows x [..., D]."""
         return self.model.norm(x)
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """What an early exit reads of the tokens, [B, D], before any norm: where the head reads a class token that one, else a mean.
+
+        The mean goes over live patches, and packages with their weight; over prefix tokens where the head's average does. Of heads
+        that read more only this is left: not the distillation token, no patch votes (LV-ViT), no map pooling (SigLIP).
+        """
+        if self.card.pool == "token":
+            return prefix_rows(tokens)[:, 0]
+        if not tokens.pruned:
+            return tokens.x[:, 0 if self.averages_prefix else tokens.prefix:].mean(1)
+        return weighted_mean(*pooling_weights(tokens, self.averages_prefix))
+
+    @property
+    def averages_prefix(self) -> bool:
+        """Whether the head's average goes over prefix tokens too."""
+        return self.card.pool == "avg" and getattr(self.model, "pool_include_prefix", False)
 
     @abstractmethod
     def features(self, tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -128,8 +128,11 @@ class Hooks(nn.Module):
         """Called behind block `block` (1-based) and the stage transition that may follow it; images that leave there are gone already."""
         return tokens
 
-    def answer(self, block: int, tokens: Tokens) -> Tensor:
-        """Logits [B, classes] of the exit behind block `block`, for blocks that `Method.exits` names before the last."""
+    def answer(self, block: int, features: Tensor) -> Tensor:
+        """Logits [B, classes] of the exit behind block `block`, for blocks that `Method.exits` names before the last.
+
+        features: [B, D], what the model's own head would read there (Anatomy.pooled).
+        """
         raise AssertionError("a method with exits answers for itself")
 
     def sure(self, answers: list[Tensor]) -> Tensor:

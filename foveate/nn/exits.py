@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.nn.gates import MEASURES, no_answer
 from foveate.nn.tokens import Tokens
 
 Sure = Callable[[list[Tensor]], Tensor]
@@ -82,7 +83,7 @@ class Waiting:
             self.exits[place] = block
         if self._logits is None:
             self._logits = logits.new_zeros(self.images, *logits.shape[1:])
-        self._logits = self._logits.index_copy(0, torch.tensor(places, dtype=torch.long, device=logits.device), logits)
+        self._logits = self._logits.index_copy(0, torch.tensor(places, dtype=torch.long, device=logits.device), logits.to(self._logits.dtype))
 
 
 def stayed(tokens: Tokens, staying: Tensor | None) -> Tokens | None:
@@ -90,3 +91,26 @@ def stayed(tokens: Tokens, staying: Tensor | None) -> Tokens | None:
     if staying is None:
         return tokens
     return tokens.select(staying) if len(staying) else None
+
+
+def sureness(gate: str, answers: Sequence[Tensor]) -> Tensor:
+    """What a gate measures at the latest of the exits so far, [n]; larger is surer, except for entropy.
+
+    gate: "confidence", "max_probability", "margin", "entropy" or "patience". answers: logits [n, K] of the exits so far, K >= 2.
+    float32, NaN where there are no probabilities; patience counts (int64).
+    """
+    if gate == "patience":
+        return agreement(answers)
+    return MEASURES["max_probability" if gate == "confidence" else gate](answers[-1])
+
+
+def agreement(answers: Sequence[Tensor]) -> Tensor:
+    """How many exits in a row, the latest included, have named the class that the one before named, int [n] (PABEE, arXiv:2006.04152).
+
+    answers: logits [n, K] of the exits so far. The first exit has nothing to agree with, and an exit without probabilities agrees with none.
+    """
+    count = torch.zeros(len(answers[0]), dtype=torch.long, device=answers[0].device)
+    for before, after in zip(answers, answers[1:]):
+        same = (before.argmax(-1) == after.argmax(-1)) & ~no_answer(before) & ~no_answer(after)
+        count = torch.where(same, count + 1, 0)
+    return count

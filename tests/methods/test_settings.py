@@ -21,6 +21,7 @@ GOOD = {
     "lineartransformer": dict(blocks=(1, 2)),
     "efficient": dict(blocks=(1, 2)),
     "vitcod": dict(sparsity=0.8),
+    "earlyexit": dict(after=(4, 5), gate="entropy"),
 }
 STAGED = ("spvit", "random")
 
