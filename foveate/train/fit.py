@@ -19,7 +19,7 @@ from foveate.train.preprocessing import Preprocessing
 from foveate.train.quantise import quantise_for_training
 from foveate.train.recipe import Recipe
 from foveate.train.trainer import make_trainer, on_cpu, run_steps
-from foveate.train.tuning import drop_path, explicit_attention, patch_dropping
+from foveate.train.tuning import drop_path, explicit_attention, frozen_backbone, patch_dropping
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(explicit_attention(model, on_cpu(trainer) and recipe.precision == "bf16-mixed"))
         stack.enter_context(drop_path(model, recipe.drop_path))
+        stack.enter_context(frozen_backbone(model, recipe.backbone_lr == 0))
         set_epoch = stack.enter_context(patch_dropping(model, recipe))
         seconds = resumed["seconds"] if resumed else 0.0
         keeper = RunKeeper(out, sets.validation, set_epoch, seconds, checkpoint_minutes, checkpoint_steps)

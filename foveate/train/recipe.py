@@ -16,7 +16,7 @@ QUANTISE = ("none", "int8")
 class Recipe:
     """Training settings.
 
-    lr: peak learning rate of the methods' parameters; backbone_lr: of all others (None: the same).
+    lr: peak learning rate of the methods' parameters; backbone_lr: of all others (None: the same; 0: frozen, BatchNorm too).
     warmup: epochs of linear warm-up (fractions allowed). batch_size: images a step over all processes.
     drop_path: highest rate of stochastic depth, rising linearly with depth (None: as the model was built).
     patch_drop: share of patch tokens dropped while training, one value an epoch, the last one repeated.
@@ -144,6 +144,7 @@ _RULES = (
 # "spvit" is section 6.1 of its paper, "vitality" DeiT's recipe from a pretrained start; the nano ones fit 28x28 images on two CPU cores.
 # "pivot": section 4.1 of PIVOT says 30 epochs and 8 bits, section 3.2 cross-entropy, distilled final features and (in its plan) L_En; the
 # rest is ours: a tenth of DeiT's rate, as the start is trained, and no smoothed or mixed labels, which would raise the entropy that L_En lowers.
+# "earlyexit" trains exits afterwards, on a frozen backbone; ours, as IRET does not say how its heads were trained.
 RECIPES = {
     "base-nano": Recipe(epochs=12, batch_size=64, optimizer="nmuon", lr=5e-3, warmup=0.5, drop_path=0.0),
     "spvit": Recipe(epochs=60, batch_size=256, lr=5e-4, backbone_lr=5e-6, warmup=0.0, augmentation="full"),
@@ -164,6 +165,10 @@ RECIPES = {
         epochs=3, batch_size=64, optimizer="nmuon", lr=1e-3, warmup=0.2, label_smoothing=0.0, drop_path=0.0, kl_weight=0.0, distill_weight=0.5,
         quantise="int8",
     ),
+    "earlyexit": Recipe(
+        epochs=10, batch_size=256, lr=1e-3, backbone_lr=0.0, drop_path=0.0, label_smoothing=0.0, augmentation="light", kl_weight=0.0, distill_weight=0.0,
+    ),
+    "earlyexit-nano": Recipe(epochs=2, batch_size=64, lr=3e-3, backbone_lr=0.0, warmup=0.2, label_smoothing=0.0, drop_path=0.0, kl_weight=0.0, distill_weight=0.0),
 }
 
 

@@ -97,6 +97,32 @@ def _is_branch(name: str, child: nn.Module) -> bool:
 
 
 @contextmanager
+def frozen_backbone(model: nn.Module, active: bool):
+    """Keep the backbone bit for bit as it is inside the block, so that methods' parts are trained on what it computes in evaluation.
+
+    Its parameters get no gradient, which would also count in clipping, and its BatchNorms neither use nor follow the batch.
+    """
+    own = {name for name, _ in model.method_parameters()} if hasattr(model, "method_parameters") else set()
+    frozen = [p for name, p in model.named_parameters() if active and name not in own and p.requires_grad]
+    norms = [m for name, m in model.named_modules() if active and isinstance(m, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" not in own]
+    handles = [norm.register_forward_pre_hook(_still) for norm in norms]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _still(norm: nn.Module, _) -> None:
+    """Into evaluation mode, whoever has put the whole model into training mode since."""
+    norm.eval()
+
+
+@contextmanager
 def patch_dropping(model: nn.Module, recipe: Recipe):
     """Yield a function that sets the epoch's patch dropping; after the block the model is as it was."""
     if not any(recipe.patch_drop):
