@@ -18,11 +18,7 @@ def machine() -> dict:
     os, architecture, python, versions (package -> version), threads (OMP_NUM_THREADS or None), load_average_1min (a busy
     machine explains a wide spread) and git_commit (with "+changes" when tracked files differ; None outside a checkout).
     """
-    cpu = _cpu_info()
-    return {
-        "cpu_model": cpu.get("model name") or platform.processor() or None,
-        "cpu_cores": _usable_cores(),
-        "cpu_flags": _fast_paths(cpu.get("flags", "").split()),
+    return processor() | {
         "memory_gib": _memory_gib(),
         "gpus": _gpus(),
         "os": f"{platform.system()} {platform.release()}",
@@ -32,6 +28,16 @@ def machine() -> dict:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "git_commit": _git_commit(Path(__file__).resolve().parent),
+    }
+
+
+def processor() -> dict:
+    """The part of `machine` that what was measured on a CPU depends on: cpu_model, cpu_cores and cpu_flags."""
+    cpu = _cpu_info()
+    return {
+        "cpu_model": cpu.get("model name") or platform.processor() or None,
+        "cpu_cores": _usable_cores(),
+        "cpu_flags": _fast_paths(cpu.get("flags", "").split()),
     }
 
 
