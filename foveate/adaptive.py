@@ -58,6 +58,7 @@ class AdaptiveModel(nn.Module):
         self.pruning_blocks, self.exit_blocks = plan.stages(anatomy.card), plan.exits(anatomy.card)
         self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
         self.lost: tuple[int, ...] = ()
+        self._inside = [m for m in plan.settled(anatomy.card) if m.inside]
         for method in plan.settled(anatomy.card):
             hooks = layers(method.name).build(method, anatomy.card)
             like = next(anatomy.model.parameters())
@@ -214,20 +215,51 @@ class AdaptiveModel(nn.Module):
     def _pass(self, images: Tensor, run: Run) -> Tokens | None:
         """The tokens behind the last block; None where every image has left before."""
         check_images(self.anatomy, images)
-        tokens = self.anatomy.stem(images)
-        hooks = [h for _, h in self._hooks()]
-        for hook in hooks:
-            tokens = hook.enter(tokens)
+        tokens = self._entered(images)
         for block in range(1, self.card.depth + 1):
-            if run.block_tokens is not None:
-                run.block_tokens.append(self._counted(tokens, run))
-            tokens = self.anatomy.block(block, tokens, self._mix(block, run), self._between(block, run))
+            tokens = self._block(block, tokens, run)
             if block in self._exit_hooks:
                 tokens = self._exit(block, tokens, run)
                 if tokens is None:
                     return None
-            for hook in hooks:
-                tokens = hook.after(block, tokens, run)
+            tokens = self._behind(block, tokens, run)
+        return tokens
+
+    def segment(self, number: int, given: Tensor | Tokens, run: Run) -> tuple[Tokens, Tensor]:
+        """One segment of a model with exits, 0-based: what leads from one exit to the next, for all images. Its tokens and its logits [B, classes].
+
+        given: images [B, 3, H, W] for the first, for others the tokens that the segment before left; `run` belongs to all segments of a pass.
+        """
+        first, last = (0, *self.exit_blocks)[number : number + 2]
+        if number == 0:
+            check_images(self.anatomy, given)
+        tokens = self._behind(first, given, run) if number else self._entered(given)
+        for block in range(first + 1, last):
+            tokens = self._behind(block, self._block(block, tokens, run), run)
+        tokens = self._block(last, tokens, run)
+        if last < self.card.depth:
+            return tokens, self._exit_hooks[last].answer(last, self.anatomy.pooled(tokens))
+        tokens = self._behind(last, tokens, run)
+        return tokens, self._logits(tokens)
+
+    def sure(self, answers: list[Tensor]) -> Tensor:
+        """Which images may leave, bool [n], given the logits [n, classes] of all exits so far of a model that has some."""
+        return self._exit_hooks[self.exit_blocks[0]].sure(answers)
+
+    def _entered(self, images: Tensor) -> Tokens:
+        tokens = self.anatomy.stem(images)
+        for _, hooks in self._hooks():
+            tokens = hooks.enter(tokens)
+        return tokens
+
+    def _block(self, block: int, tokens: Tokens, run: Run) -> Tokens:
+        if run.block_tokens is not None:
+            run.block_tokens.append(self._counted(tokens, run))
+        return self.anatomy.block(block, tokens, self._mix(block, run), self._between(block, run))
+
+    def _behind(self, block: int, tokens: Tokens, run: Run) -> Tokens:
+        for _, hooks in self._hooks():
+            tokens = hooks.after(block, tokens, run)
         return tokens
 
     def _mix(self, block: int, run: Run) -> Mix | None:
@@ -240,7 +272,7 @@ class AdaptiveModel(nn.Module):
         return mix
 
     def _between(self, block: int, run: Run) -> Between | None:
-        inside = [self._modules[m.name] for m in self.plan.methods if m.inside and block in m.stages(self.card)]
+        inside = [self._modules[m.name] for m in self._inside if block in m.stages(self.card)]
 
         def call(tokens: Tokens) -> Tokens:
             for hooks in inside:
