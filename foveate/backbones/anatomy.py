@@ -59,6 +59,8 @@ class Anatomy(ABC):
 
     family: ClassVar[str]
     resized_by: ClassVar[str] = "img_size=... (divisible by its patch) or dynamic_img_size=True"
+    natively: bool = True
+    """Whether blocks with all their tokens run as timm wrote them; an engine that chooses kernels itself sets it to False."""
 
     def __init__(self, model: nn.Module, card: Card):
         self.model, self.card = model, card
@@ -143,7 +145,7 @@ class Anatomy(ABC):
         """
         if between is not None:
             tokens = self.run(index, tokens, mix or self.attend, between)
-        elif mix is None and not tokens.masked and not tokens.ragged and self.native(tokens):
+        elif mix is None and self.natively and not tokens.masked and not tokens.ragged and self.native(tokens):
             tokens = self.run_native(index, tokens)
         else:
             tokens = self.run(index, tokens, mix or self.attend)
@@ -174,18 +176,23 @@ def residual_block(block: nn.Module, tokens: Tokens, mix: Mix, attention: Callab
 
 
 def pooling_weights(tokens: Tokens, include_prefix: bool) -> tuple[Tensor, Tensor]:
-    """(x [B, n, D], weights [B, n]) for pooling: live patches count with D, packages with `package_weight`, prefixes 0 or 1."""
+    """(x [B, n, D], weights [B, n]) for pooling: live patches count with D, packages with `package_weight`, prefixes 0 or 1.
+
+    A token into which others were merged counts for all of them.
+    """
     places = tokens.places()
+    weights = _kind_weights(places, tokens.package_weight, include_prefix)
+    if tokens.sizes is not None:
+        weights = weights * tokens.size_of_rows()
     if tokens.ragged:
         image = tokens.image_of_row()
         starts = torch.tensor((0, *tokens.lengths[:-1]), device=image.device).cumsum(0)
         column = torch.arange(len(image), device=image.device) - starts[image]
         x = tokens.x.new_zeros(tokens.images, max(tokens.lengths), tokens.x.shape[1])
         x[image, column] = tokens.x
-        weights = at_least_float32(x).new_zeros(x.shape[:2])
-        weights[image, column] = _kind_weights(places, tokens.package_weight, include_prefix).to(weights.dtype)
-        return x, weights
-    weights = _kind_weights(places, tokens.package_weight, include_prefix)
+        padded = at_least_float32(x).new_zeros(x.shape[:2])
+        padded[image, column] = weights.to(padded.dtype)
+        return x, padded
     return tokens.x, weights * tokens.live if tokens.masked else weights
 
 
