@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +31,7 @@ def count(
     tokens: Sequence[int] | None = None,
     include: str = "all",
     fractions: Sequence[float] | None = None,
+    exits: Sequence[float] | None = None,
 ) -> Ledger:
     """The operations of one image (or of the mean image of `trace`) as a Ledger.
 
@@ -40,6 +42,8 @@ def count(
     tokens: instead of a trace, live tokens (prefix and packages included) after each pruning stage.
     include: "all", "blocks" without embeddings and heads, or "attention", what runs between projections and output linears.
     fractions: of a cascade, the share of images that each effort answers, instead of a trace; by default the plan's own.
+    exits: of a plan with early exits, the share of images that leave at each, the last one (the model's own head) included; `tokens`
+        may be given beside it. Without trace and exits, all exits are computed and nobody leaves: an upper bound.
     A cascade costs the mean over its images of all efforts they ran, each from the image on; its parameters are those of all efforts.
     `model` may then be a Cascade, or a sequence with one model an effort. Without trace and fractions all efforts run: an upper bound.
     A plan whose cost depends on the image, counted without trace and tokens, is the dense upper bound and labelled so.
@@ -49,22 +53,38 @@ def count(
         plan = getattr(model, "plan", None) or Plan()
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
     if isinstance(plan, CascadePlan) or fractions is not None:
-        return _cascade(model, plan, trace, tokens, fractions).only(include)
+        return _cascade(model, plan, trace, tokens, fractions, exits).only(include)
     card = card_of(model)
     plan.validate(card)
     effects = [cost(method.name).effect(method, card) for method in plan.settled(card)]
     params = card.params + sum(effect.params for effect in effects)
-    if trace is not None and tokens is not None:
-        raise FoveateError(
-            given="count(trace=..., tokens=...)", allowed="one of the two", do="leave tokens out: the trace has them"
-        )
+    for name, given in (("tokens", tokens), ("exits", exits)):
+        if trace is not None and given is not None:
+            raise FoveateError(given=f"count(trace=..., {name}=...)", allowed="one of the two", do=f"leave {name} out: the trace has them")
     if trace is not None:
-        ledger = _mean(card, effects, params, trace)
-    else:
-        seen = None if tokens is None else _given(tokens, all_stages(effects))
-        work = workload(card, effects, seen)
-        ledger = Ledger(work.operations(), params, _label(plan, seen, work.bound))
-    return ledger.only(include)
+        return _mean(card, effects, params, trace).only(include)
+    seen = None if tokens is None else _given(tokens, all_stages(effects))
+    leaving = {None: 1.0} if exits is None else exit_shares(plan, card, exits)
+    works = {block: workload(card, effects, seen if block is None else replace(seen or Seen(), exit=block)) for block, share in leaving.items() if share}
+    label = _label(plan, card, seen, exits, any(work.bound for work in works.values()))
+    ledgers = [Ledger(work.operations(), params) for work in works.values()]
+    return Ledger.mean(ledgers, [leaving[block] for block in works], label).only(include)
+
+
+def exit_shares(plan: Plan, card: Card, exits: Sequence[float]) -> dict[int, float]:
+    """The share of images that leave behind each block. exits: one share an exit of `plan`, in order; they sum to 1.
+
+    Raises FoveateError for another number of shares, and for shares that are none.
+    """
+    blocks = plan.exits(card)
+    number = lambda share: isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
+    if not blocks or len(exits) != len(blocks) or not all(map(number, exits)) or abs(sum(exits) - 1) > 1e-6:
+        raise FoveateError(
+            given=f"exits={tuple(exits)} for the plan {plan}",
+            allowed=f"{len(blocks)} shares that sum to 1, for the exits after blocks {', '.join(map(str, blocks))}" if blocks else "plans with early exits",
+            do="give the share of images that leave at each exit, the model's own head included" if blocks else "leave exits out",
+        )
+    return dict(zip(blocks, exits))
 
 
 def effort_ledgers(model: Any, plan: CascadePlan, trace: Trace | None = None) -> list[Ledger]:
@@ -92,11 +112,12 @@ def cards_of(model: Any, efforts: int) -> list[Card]:
     return [card_of(one) for one in models]
 
 
-def _cascade(model: Any, plan: Plan | CascadePlan, trace: Trace | None, tokens: Any, fractions: Any) -> Ledger:
+def _cascade(model: Any, plan: Plan | CascadePlan, trace: Trace | None, tokens: Any, fractions: Any, exits: Any) -> Ledger:
     shares = passes(plan, fractions, trace)
-    if tokens is not None:
+    if tokens is not None or exits is not None:
         raise FoveateError(
-            given="count(tokens=...) for a cascade", allowed="fractions, or a trace", do="give the share of images that each effort answers"
+            given=f"count({'exits' if tokens is None else 'tokens'}=...) for a cascade", allowed="fractions, or a trace",
+            do="give the share of images that each effort answers"
         )
     ledgers = effort_ledgers(model, plan, trace)
     bound = any("bound" in ledger.label for ledger in ledgers)
@@ -130,10 +151,16 @@ def card_of(model: Any) -> Card:
     return card
 
 
-def _label(plan: Plan, seen: Seen | None, bound: bool) -> str:
-    if seen is not None:
-        label = f"tokens {', '.join(map(str, seen.tokens))}"
-        return f"upper bound for {label}" if bound else label
+def _label(plan: Plan, card: Card, seen: Seen | None, exits: Sequence[float] | None, bound: bool) -> str:
+    told = [f"tokens {', '.join(map(str, seen.tokens))}"] if seen else []
+    told += [f"exits {', '.join(f'{share:g}' for share in exits)}"] if exits is not None else []
+    everybody_stays = exits is None and plan.exits(card)
+    # Counts of tokens say nothing of exits, nor shares of exits of tokens.
+    open_stages = seen is None and any(method.prunes and method.data_dependent for method in plan.methods)
+    if told:
+        return f"upper bound for {'; '.join(told)}" if bound or everybody_stays or open_stages else "; ".join(told)
+    if everybody_stays:
+        return "upper bound: all exits computed, nobody leaves"
     if plan.data_dependent:
         return "dense upper bound"
     return "upper bound" if bound else "one image"

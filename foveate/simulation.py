@@ -32,12 +32,13 @@ def simulate(
     trace: Trace | None = None,
     tokens: Sequence[int] | None = None,
     fractions: Sequence[float] | None = None,
+    exits: Sequence[float] | None = None,
     mapping: str | None = None,
     stalls: bool = False,
 ) -> Simulation:
     """The time and energy of one image (or of the mean image of `trace`) on a machine.
 
-    model, plan, trace, tokens: as in `count`; for a cascade also a Cascade, or a sequence with one model an effort. A plan whose
+    model, plan, trace, tokens, exits: as in `count`; for a cascade also a Cascade, or a sequence with one model an effort. A plan whose
     cost depends on the image, without trace and tokens, is the dense upper bound and labelled so. A trace gives the mean of its
     images' costs, not the cost of mean counts.
     target: a name of `foveate targets`, or a machine file. mapping: a file of [[mapping]] tables instead of the machine's own.
@@ -56,12 +57,12 @@ def simulate(
     options = {"batch": batch, "rules": None if mapping is None else _told(sim.load_mapping, str(mapping), machine), "stalls": stalls}
     if not isinstance(plan, CascadePlan):
         passes(plan, fractions)  # refuses fractions
-        return _effort(card_of(model), plan, machine, trace, tokens, options)
-    if tokens is not None:
-        raise FoveateError(f"tokens={tuple(tokens)} for a cascade", "a trace or fractions", "simulate each effort with its tokens, or give a trace")
+        return _effort(card_of(model), plan, machine, trace, tokens, exits, options)
+    if tokens is not None or exits is not None:
+        raise FoveateError(f"tokens={tuple(tokens)} for a cascade" if tokens is not None else f"exits={tuple(exits)} for a cascade", "a trace or fractions", "simulate each effort with its tokens, or give a trace")
     traces = {} if trace is None else {one.effort: one.trace for one in trace.passes}
     ran = [
-        (_effort(card, effort, machine, traces.get(number), None, options), share)
+        (_effort(card, effort, machine, traces.get(number), None, None, options), share)
         for number, (card, (effort, share)) in enumerate(zip(cards_of(model, len(plan.efforts)), passes(plan, fractions, trace)), 1) if share
     ]  # fmt: skip
     known = trace is not None or fractions is not None or plan.fractions is not None
@@ -120,18 +121,21 @@ def _ran(
 
 
 def _effort(
-    card: Card, plan: Plan, machine: sim.Machine, trace: Trace | None, tokens: Sequence[int] | None, options: dict[str, Any]
+    card: Card, plan: Plan, machine: sim.Machine, trace: Trace | None, tokens: Sequence[int] | None, exits: Sequence[float] | None, options: dict[str, Any]
 ) -> Simulation:
     options = {"card": card} | options
-    if trace is None or tokens is not None or trace.images < 2:
-        return charged(count(card, plan, trace, tokens), machine, **options)
-    images, weights = zip(*_distinct(trace, card))
-    ledgers = [count(card, plan, image) for image in images]
+    counted = count(card, plan, trace, tokens, exits=exits)
+    if exits is not None:
+        alone = [tuple(float(place == at) for place in range(len(exits))) for at in range(len(exits))]
+        ledgers, weights = zip(*((count(card, plan, None, tokens, exits=one), share) for one, share in zip(alone, exits) if share))
+    elif trace is not None and trace.images > 1:
+        ledgers, weights = zip(*((count(card, plan, image), number / trace.images) for image, number in _distinct(trace, card)))
+    else:
+        return charged(counted, machine, **options)
     parts = [_ran(ledger, machine, **options) for ledger in ledgers]
     filled = [Ledger(operations, ledger.params) for (operations, _), ledger in zip(parts, ledgers)]
-    bound = "upper bound of the " if any(one.label.startswith("upper bound") for one in ledgers) else ""
-    mean = Ledger.mean(filled, weights, _label(f"{bound}mean over {trace.images:,} images", machine, options["batch"]))
-    costs = summed((costs, weight / trace.images) for (_, costs), weight in zip(parts, weights))
+    mean = Ledger.mean(filled, weights, _label(counted.label, machine, options["batch"]))
+    costs = summed((costs, weight) for (_, costs), weight in zip(parts, weights))
     return replace(charged(ledgers[0], machine, **options), operations=mean.operations, label=mean.label, costs=costs)
 
 

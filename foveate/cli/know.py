@@ -12,7 +12,7 @@ import typer
 
 from foveate.cli.answer import answering, note, table
 from foveate.cli.options import Json, ModelOrRun, PlanText
-from foveate.cli.seen import Fractions, Tokens, TraceOf, fractions_of, tokens_of, trace_of
+from foveate.cli.seen import Exits, Fractions, Tokens, TraceOf, exits_of, fractions_of, tokens_of, trace_of
 from foveate.errors import FoveateError
 
 Pattern = Annotated[
@@ -87,6 +87,7 @@ def count(
     tokens: Tokens = None,
     trace: TraceOf = None,
     fractions: Fractions = None,
+    exits: Exits = None,
     include: Annotated[
         str, typer.Option(metavar="PART", help="all, blocks (without embeddings and heads, as some papers count), or attention (between projections and output linears, as ViTALiTy counts).")
     ] = "all",
@@ -94,8 +95,8 @@ def count(
 ) -> None:
     """Count multiply-accumulates (MACs) and parameters of a plan.
 
-    The "GFLOPs" of the papers are giga-MACs. A plan whose cost depends on the image needs --trace, --tokens or (for a cascade)
-    --fractions; without them the figure is an upper bound and says so. For backbones with a card, and runs of them, torch is not loaded.
+    The "GFLOPs" of the papers are giga-MACs. A plan whose cost depends on the image needs --trace, --tokens, --exits or (for a
+    cascade) --fractions; without them the figure is an upper bound and says so. For backbones with a card, and runs of them, torch is not loaded.
     """
     from foveate.cli.targets import cards_of_target, plan_of, target_of
     from foveate.counting import count as counted
@@ -106,7 +107,7 @@ def count(
         chosen, cards = plan_of(target, plan), cards_of_target(target)
         card, seen, shares = cards[-1], trace_of(trace), fractions_of(fractions)
         models = cards if len(cards) > 1 and hasattr(chosen, "efforts") else card
-        ledger: Ledger = counted(models, chosen, trace=seen, tokens=tokens_of(tokens), include=include, fractions=shares)
+        ledger: Ledger = counted(models, chosen, trace=seen, tokens=tokens_of(tokens), include=include, fractions=shares, exits=exits_of(exits))
         dense = counted(card, include=include)
         answer.data = {
             "model": card.name, "plan": str(chosen), "macs": ledger.macs, "params": ledger.params, "label": ledger.label, "include": include,
@@ -127,7 +128,7 @@ def count(
         if include == "attention":
             answer.shown.append(", ".join(f"{number / 1e6:,.1f} M {name}" for name, number in ledger.arithmetic().items()))
         if chosen.data_dependent and "bound" in ledger.label:
-            note("the cost of this plan depends on the image; --trace RUN, --tokens N,N,... or (cascades) --fractions F,F,... counts what ran")
+            note("the cost of this plan depends on the image; --trace RUN, --tokens N,N,..., --exits F,F,... or (cascades) --fractions F,F,... counts what ran")
 
 
 def _efforts(models: Any, plan: Any, trace: Any, fractions: Any, include: str) -> list[dict[str, Any]]:

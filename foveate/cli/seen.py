@@ -1,4 +1,4 @@
-"""--tokens, --trace and --fractions: what each image did, as measured or as given."""
+"""--tokens, --trace, --fractions and --exits: what each image did, as measured or as given."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ Fractions = Annotated[
     typer.Option(metavar="F,F,...", show_default=False, help="Of a cascade: the share of images that each effort answers, such as 0.8,0.2."),
 ]
 
+Exits = Annotated[
+    str | None,
+    typer.Option(metavar="F,F,...", show_default=False, help="Of a plan with early exits: the share of images that leave at each, such as 0.5,0.3,0.2; the last is the model's own head."),
+]
+
 
 def tokens_of(text: str | None) -> tuple[int, ...] | None:
     """The numbers of --tokens; raises FoveateError where they are none."""
@@ -38,12 +43,21 @@ def tokens_of(text: str | None) -> tuple[int, ...] | None:
 
 def fractions_of(text: str | None) -> tuple[float, ...] | None:
     """The numbers of --fractions; raises FoveateError where they are none."""
+    return _shares(text, "fractions", "effort")
+
+
+def exits_of(text: str | None) -> tuple[float, ...] | None:
+    """The numbers of --exits; raises FoveateError where they are none."""
+    return _shares(text, "exits", "exit")
+
+
+def _shares(text: str | None, option: str, what: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise FoveateError(f"--fractions {text}", "numbers joined by commas, one an effort", "write for instance --fractions 0.8,0.2") from None
+        raise FoveateError(f"--{option} {text}", f"numbers joined by commas, one an {what}", f"write for instance --{option} 0.8,0.2") from None
 
 
 def trace_of(text: str | None) -> Trace | None:

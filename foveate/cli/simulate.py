@@ -9,7 +9,7 @@ import typer
 
 from foveate.cli.answer import answering, note, table
 from foveate.cli.options import Json, ModelOrRun, PlanText
-from foveate.cli.seen import Fractions, Tokens, TraceOf, fractions_of, tokens_of, trace_of
+from foveate.cli.seen import Exits, Fractions, Tokens, TraceOf, exits_of, fractions_of, tokens_of, trace_of
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def simulate(
     trace: TraceOf = None,
     tokens: Tokens = None,
     fractions: Fractions = None,
+    exits: Exits = None,
     mapping: Annotated[
         str | None, typer.Option(metavar="FILE", show_default=False, help="A TOML file of [[mapping]] tables instead of the machine's own.".replace("[", "\\["))
     ] = None,
@@ -79,8 +80,8 @@ def simulate(
 ) -> None:
     """Simulate milliseconds and millijoules per image on a machine.
 
-    A plan whose cost depends on the image needs --trace, --tokens or (for a cascade) --fractions; without them the figure is an upper bound
-    and says so. In the JSON object, edp is energy times delay and edp_of_passes the sum over a cascade's passes, both in J ms; shares are
+    A plan whose cost depends on the image needs --trace, --tokens, --exits or (for a cascade) --fractions; without them the figure is an
+    upper bound and says so. In the JSON object, edp is energy times delay and edp_of_passes the sum over a cascade's passes, both in J ms; shares are
     those of the latency; operations has a row for each operation and unit.
     """
     from foveate.cli.targets import cards_of_target, plan_of, target_of
@@ -90,7 +91,7 @@ def simulate(
         named = target_of(model_or_run)
         chosen, cards = plan_of(named, plan), cards_of_target(named)
         card, models = cards[-1], cards if len(cards) > 1 and hasattr(chosen, "efforts") else cards[-1]
-        given = {"trace": trace_of(trace), "tokens": tokens_of(tokens), "fractions": fractions_of(fractions)}
+        given = {"trace": trace_of(trace), "tokens": tokens_of(tokens), "fractions": fractions_of(fractions), "exits": exits_of(exits)}
         found = simulated(models, chosen, target, batch, mapping=mapping, stalls=stalls, **given)
         dense = _dense(lambda: simulated(card, None, target, batch, mapping=mapping, stalls=stalls))
         costs = {f"{figure}_dense": getattr(dense, figure, None) for figure in ("latency_ms", "energy_mj")}
@@ -108,7 +109,7 @@ def simulate(
         for text in found.remarks:
             note(text)
         if "upper bound" in found.label:
-            note("this plan's cost depends on the image; give --trace RUN, --tokens N,N,... or, for a cascade, --fractions F,F,...")
+            note("this plan's cost depends on the image; give --trace RUN, --tokens N,N,..., --exits F,F,... or, for a cascade, --fractions F,F,...")
 
 
 def _dense(simulated: Callable[[], Simulation]) -> Simulation | None:

@@ -9,7 +9,7 @@ from foveate.workload import BlockWork, Effect, Workload
 
 
 def effect(config: EarlyExit, card: Card) -> Effect:
-    """The exits' norms and linears. Their origins are exit.N, no part of block N: include="blocks" counts as IRET does, without them."""
+    """The exits' norms and linears. Their origins are head_exit.N, no part of block N: include="blocks" counts as IRET does, without heads."""
     params = sum(2 * width + (width + 1) * card.num_classes for width in map(card.dim_after, config.heads(card)))
     return Effect(change=partial(_add_exits, config), params=params)
 
@@ -23,7 +23,7 @@ def _add_exits(config: EarlyExit, work: Workload) -> None:
 
 def exit_operations(card: Card, number: int, pooled: int = 0) -> list[Operation]:
     """The exit behind block `number`. pooled: tokens in a weighted mean before it; 0 for the class token or a plain mean."""
-    origin, width = f"exit.{number}", card.dim_after(number)
+    origin, width = f"head_exit.{number}", card.dim_after(number)
     mean = [Operation("gemm", f"{origin}.pool", m=1, n=width, k=pooled)] if pooled else []
     return [*mean, Operation("norm", f"{origin}.norm", m=1, n=width), Operation("gemm", f"{origin}.fc", m=1, n=card.num_classes, k=width)]
 
