@@ -200,7 +200,7 @@ def _staged(stage: Stage, index: int, live: int, prefix: int, packages: int, wor
 
 def _kept(stage: Stage, index: int, live: int, others: int, seen: Seen | None, card: Card) -> tuple[int, int]:
     """(patch tokens kept, package tokens made) by a stage before which `live` patches and `others` other tokens stand."""
-    if seen is None:
+    if seen is None or not seen.tokens:
         kept = live if stage.kept is None else min(live, stage.kept)
         return kept, int(stage.package and kept < live)
     total = seen.tokens[index]
