@@ -200,10 +200,15 @@ class Card:
                 do="use a backbone of the ViT, Eva, LV-ViT, PiT or Swin family, or leave that out of the plan",
             )
 
-    def check_inside(self, what: str) -> None:
-        """Raises FoveateError where nothing can be done between attention and MLP of a block; `what` as in `check_tokens`."""
+    def check_inside(self, what: str, blocks: Iterable[int] = ()) -> None:
+        """Raises FoveateError where nothing can be done between attention and MLP of a block; `what` as in `check_tokens`.
+
+        blocks: 1-based; not the last one of a stage, whose tokens would have to be counted on two grids.
+        """
         if self.family not in PLAIN:
             raise FoveateError(f"{what} on {self.name}", "backbones of the families " + ", ".join(PLAIN), "use a plain Vision Transformer, or leave that out of the plan")
+        if ends := [number for number in blocks if number <= self.depth and self.block(number).coarsens]:
+            raise FoveateError(f"{what} on {self.name} in block {ends[0]}, behind which a stage ends", "blocks within a stage", f"leave out block {ends[0]}")
 
     def check_class_token(self, what: str) -> None:
         """Raises FoveateError where no class token asks among all patches; `what` as in `check_tokens`."""

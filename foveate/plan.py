@@ -69,7 +69,7 @@ class Plan:
             card.check_tokens(f"{pruning[0]}, which prunes tokens,")
         for m in self.methods:
             if m.inside:
-                card.check_inside(f"{m.name}, which prunes tokens inside a block,")
+                card.check_inside(f"{m.name}, which prunes tokens inside a block,", m.stages(card))
             if m.watches(card):
                 card.check_class_token(f"{m.name}, which reads what the class token attends to,")
         if len(leaving := [m.name for m in self.methods if m.exits(card)]) > 1:
@@ -107,7 +107,7 @@ class Plan:
 
     def stages(self, card) -> tuple[int, ...]:
         """The 1-based blocks behind which, or inside which, tokens are pruned, in the order in which that happens."""
-        found = [(block, not m.inside) for m in self.methods for block in m.stages(card)]
+        found = [(block, not m.inside) for m in self.settled(card) for block in m.stages(card)]
         return tuple(block for block, _ in sorted(found))
 
     def exits(self, card) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ class BlockWork:
     watched: a method reads what the class token attends to, which costs one query.
     scores: makes the operations between the projections and the output linear from this record (softmax attention unless a
         method brings another); None where the attention is skipped.
-    inner: (live tokens that reach the MLP, what methods run before it), where tokens are pruned inside the block.
+    inner: (live tokens that reach the MLP, what methods run before it, package tokens among them), where tokens are pruned inside the block.
     exit: the classifier of an early exit behind the block and its transition.
     after: what methods run behind the block, its transition and its exit.
     """
@@ -37,7 +37,7 @@ class BlockWork:
     inputs_kept: float = 1.0
     watched: bool = False
     scores: Callable[["BlockWork"], list[Operation]] | None = field(default_factory=lambda: softmax_attention)
-    inner: tuple[int, list[Operation]] | None = None
+    inner: tuple[int, list[Operation], int] | None = None
     exit: list[Operation] = field(default_factory=list)
     after: list[Operation] = field(default_factory=list)
 
@@ -77,13 +77,13 @@ class Stage:
 
     after: 1-based block behind which it stands (and behind that block's transition). inside: it stands between that block's attention
         and its MLP instead.
-    kept: keeps how many of the grid's patch tokens; None where it depends on the image.
+    kept: keeps how many of the grid's patch tokens, or, a function, how many of those present; None where it depends on the image.
     package: whether a package token is made of what is dropped.
     operations: from (patches present, dropped) to what pruning itself costs.
     """
 
     after: int
-    kept: int | None
+    kept: int | Callable[[int], int] | None
     package: bool
     operations: Callable[[int, int], list[Operation]]
     inside: bool = False
@@ -177,7 +177,7 @@ def _walk(work: Workload, stages: list[Stage]) -> None:
         while index < len(stages) and stages[index].after == block.number and stages[index].inside:
             live, packages, operations = _staged(stages[index], index, live, block.prefix, packages, work)
             before = block.inner[1] if block.inner else []
-            block.inner, index = (block.prefix + live + packages, before + operations), index + 1
+            block.inner, index = (block.prefix + live + packages, before + operations, packages), index + 1
         if block.card.coarsens:
             # A merged token lives if any of its parts did: how many do depends on where the pruned ones lay.
             full = work.card.tokens_after(block.number)
@@ -200,13 +200,14 @@ def _staged(stage: Stage, index: int, live: int, prefix: int, packages: int, wor
 
 def _kept(stage: Stage, index: int, live: int, others: int, seen: Seen | None, card: Card) -> tuple[int, int]:
     """(patch tokens kept, package tokens made) by a stage before which `live` patches and `others` other tokens stand."""
+    exact = stage.kept(live) if callable(stage.kept) else stage.kept
     if seen is None or not seen.tokens:
-        kept = live if stage.kept is None else min(live, stage.kept)
+        kept = live if exact is None else min(live, exact)
         return kept, int(stage.package and kept < live)
     total = seen.tokens[index]
     if seen.kept:
         return seen.kept[index], total - others - seen.kept[index]
-    fixed = stage.kept is not None and stage.kept < live
+    fixed = exact is not None and exact < live
     # Where counts are all we know: one patch less and a package more looks like nothing pruned, and costs the same here.
     packed = int(stage.package and (fixed or total < others + live))
     kept = total - others - packed
@@ -260,7 +261,7 @@ def block_operations(block: BlockWork, following: BlockCard) -> list[Operation]:
     operations.append(block.operation("elementwise", "mlp.act", m=rows, n=card.hidden))
     operations += _linears(block, card.mlp[-1:], rows)
     if card.transition:
-        counts = _counts(block) | {"grid": following.patches}
+        counts = _left(block) | {"grid": following.patches}
         operations += [part_operation(part, counts, block.origin("")) for part in card.transition.parts]
         operations += [replace(operation, origin=block.origin(operation.origin)) for operation in card.transition.operations]
     return operations + block.exit + block.after
@@ -287,14 +288,22 @@ def _class_row(block: BlockWork) -> list[Operation]:
 
 def head_operations(card: Card, last: BlockWork) -> list[Operation]:
     """What runs behind the last block."""
-    counts = _counts(last)
-    if not last.whole:
+    counts, whole = _left(last), last.whole and not last.inner
+    if not whole:
         # The packed head runs over all live tokens and gives those that do not count a weight of zero.
-        counts |= {"patches": last.tokens, "packages": 0}
+        counts |= {"patches": counts["tokens"], "packages": 0}
     operations = [part_operation(part, counts) for part in card.head]
-    if not last.whole and card.pool in ("avg", "avgmax"):
-        operations.insert(1, Operation("gemm", "head.pool", m=1, n=last.card.dim, k=last.tokens))
+    if not whole and card.pool in ("avg", "avgmax"):
+        operations.insert(1, Operation("gemm", "head.pool", m=1, n=last.card.dim, k=counts["tokens"]))
     return operations
+
+
+def _left(block: BlockWork) -> dict[str, int]:
+    """The counts of the tokens that leave the block."""
+    if not block.inner:
+        return _counts(block)
+    tokens, _, packages = block.inner
+    return _counts(block) | {"patches": tokens - block.prefix - packages, "packages": packages, "tokens": tokens}
 
 
 def _counts(block: BlockWork) -> dict[str, int]:

@@ -20,13 +20,13 @@ from foveate.trace import Trace
 
 @dataclass
 class Stage:
-    """One pruning decision as it was taken: the tokens it left, after which block, and the keep ratio aimed at.
+    """One pruning decision as it was taken: the tokens it left, after which block, and the keep ratio aimed at, if any.
 
     places: numbers of the images in the batch, where others had left before.
     """
 
     after: int
-    keep: float
+    keep: float | None
     tokens: Tokens
     places: list[int] | None = None
 
@@ -43,6 +43,7 @@ class Run:
     skipped: blocks whose attention did not run. figures: what hooks noted on the way, worth logging.
     waiting: who still runs, in a model whose images may leave early. budget: what may be spent on each of them.
     watched: what the class token attended to, in the blocks that a method watches, in order.
+    keys: of the attention that ran last, [B, n, H, d] or ragged [T, H, d], in blocks where a method merges tokens by them.
     answers: logits of classifiers other than the last, by name, noted where a training step asks for them with a dictionary.
     rescued: images of which a stage wanted to keep no patch; the best-scored one lived on. Noted where `block_tokens` is.
     """
@@ -58,6 +59,7 @@ class Run:
     waiting: Waiting | None = None
     budget: Budget | None = None
     watched: list[Watched] = field(default_factory=list)
+    keys: Tensor | None = None
     answers: dict[str, Tensor] | None = None
     rescued: set[int] = field(default_factory=set)
 
@@ -68,7 +70,7 @@ class Run:
         kept = self.replay.kept[len(self.stages)]
         return torch.from_numpy(kept if self.waiting is None else kept[self.waiting.places]).to(device)
 
-    def pruned(self, after: int, keep: float, tokens: Tokens) -> None:
+    def pruned(self, after: int, keep: float | None, tokens: Tokens) -> None:
         """Notes the tokens that a stage behind (or inside) block `after` left."""
         self.stages.append(Stage(after, keep, tokens, None if self.waiting is None else list(self.waiting.places)))
 

@@ -25,16 +25,15 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Te
     return _joined(parts, q.shape[:3])
 
 
-def explicit_with_row(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`explicit_attention` and what its first query attends to, the mean over heads: [B, H, n, e] and, in float32 or wider, [B, m]."""
+def explicit_with_rows(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`explicit_attention` and what its first query attends to: [B, H, n, e] and [B, H, m]."""
     pieces = list(_pieces(q, k)) if _in_pieces() else [(slice(None), slice(None))]
     parts, rows = [], []
     for images, queries in pieces:
         weights = _weights(q[images, :, queries], k[images], scale)
         parts.append(weights @ v[images])
         if not queries.start:  # the pieces that hold the first query
-            first = weights[:, :, 0]
-            rows.append(first.mean(1, dtype=torch.promote_types(first.dtype, torch.float32)))
+            rows.append(weights[:, :, 0])
     return _joined(parts, q.shape[:3]), torch.cat(rows)
 
 

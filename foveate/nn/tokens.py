@@ -33,6 +33,7 @@ class Tokens:
     package_weight: weight of package tokens in average and map pooling.
     rope: rotary table of the backbone, rows in grid order; None without rotary embeddings.
     beside: what the backbone carries past the blocks for a later layer, such as MobileViT's map [B, C, H, W]; None for most.
+    sizes: how many patches the token in each grid slot stands for, [B, slots], once tokens were merged; None before.
     """
 
     x: Tensor
@@ -45,6 +46,7 @@ class Tokens:
     package_weight: float = 1.0
     rope: Tensor | None = None
     beside: Tensor | None = None
+    sizes: Tensor | None = None
 
     @property
     def masked(self) -> bool:
@@ -73,17 +75,17 @@ class Tokens:
 
     def select(self, images: Tensor) -> "Tokens":
         """The tokens of some images, `images` [b] by number and increasing; images with equally many tokens and packages become uniform."""
-        beside = None if self.beside is None else self.beside[images]
+        live, beside, sizes = (None if t is None else t[images] for t in (self.live, self.beside, self.sizes))
         if not self.ragged:
             place = self.place if self.place.dim() == 1 else self.place[images]
-            return replace(self, x=self.x[images], place=place, live=None if self.live is None else self.live[images], beside=beside)
+            return replace(self, x=self.x[images], place=place, live=live, beside=beside, sizes=sizes)
         chosen = torch.zeros(self.images, dtype=torch.bool, device=self.x.device)
         chosen[images] = True
         image = self.image_of_row()
         rows = chosen[image]
         number = chosen.cumsum(0) - 1
         lengths = tuple(self.lengths[i] for i in images.tolist())
-        return from_rows(replace(self, lengths=lengths, beside=beside), self.x[rows], number[image[rows]], self.place[rows])
+        return from_rows(replace(self, lengths=lengths, beside=beside, sizes=sizes), self.x[rows], number[image[rows]], self.place[rows])
 
     def counts(self) -> list[int]:
         """Live tokens of each image."""
@@ -104,6 +106,13 @@ class Tokens:
     def places(self) -> Tensor:
         """`place` with one entry for every token: [B, n] or, ragged, [T]."""
         return self.place if self.ragged or self.place.dim() > 1 else self.place.expand(self.x.shape[0], -1)
+
+    def size_of_rows(self) -> Tensor:
+        """How many patches every token stands for, where `sizes` says so: [B, n] or, ragged, [T]; 1 for prefix and package tokens."""
+        place = self.places()
+        at = place.clamp_min(0)
+        size = self.sizes[self.image_of_row(), at] if self.ragged else self.sizes.gather(1, at)
+        return torch.where(place >= 0, size, 1.0)
 
     def kept(self) -> Tensor:
         """Which patch slots are alive: bool [B, grid slots]."""
