@@ -61,8 +61,6 @@ class Anatomy(ABC):
     resized_by: ClassVar[str] = "img_size=... (divisible by its patch) or dynamic_img_size=True"
     natively: bool = True
     """Whether blocks with all their tokens run as timm wrote them; an engine that chooses kernels itself sets it to False."""
-    natively: bool = True
-    """Whether blocks with all their tokens run as timm wrote them; an engine that chooses kernels itself sets it to False."""
 
     def __init__(self, model: nn.Module, card: Card):
         self.model, self.card = model, card
