@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from foveate.backbones.anatomy import Anatomy, Between
+from foveate.budgeting import Ask, allowance
+from foveate.budgets import SegmentCosts
 from foveate.errors import FoveateError
 from foveate.fitting import check_decisions, check_eager, check_images
 from foveate.methods import layers
@@ -18,6 +21,7 @@ from foveate.nn.class_row import watched
 from foveate.nn.exits import Waiting, stayed
 from foveate.nn.tokens import Tokens
 from foveate.plan import Plan
+from foveate.segments import cut_at_exits
 from foveate.trace import Trace
 
 _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -58,6 +62,7 @@ class AdaptiveModel(nn.Module):
         self.pruning_blocks, self.exit_blocks = plan.stages(anatomy.card), plan.exits(anatomy.card)
         self.progress = 0.0  # share of training done, set by the trainer; methods may follow schedules of their own
         self.lost: tuple[int, ...] = ()
+        self.costs: SegmentCosts | None = None  # of the segments between the exits, once a budget has asked for them
         self._inside = [m for m in plan.settled(anatomy.card) if m.inside]
         for method in plan.settled(anatomy.card):
             hooks = layers(method.name).build(method, anatomy.card)
@@ -88,22 +93,54 @@ class AdaptiveModel(nn.Module):
         self.anatomy.model.training = mode
         return super().train(mode)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, H, W], already normalised; packed in eval(), masked in train()."""
-        return self._answer(images, Run(masked=self.training, sample=self.training, progress=self.progress))
+    def forward(self, images: Tensor, budget_ms: Any = None, budget_mj: Any = None, strict: bool = True, target: str | None = None) -> Tensor:
+        """Logits [B, classes] of images [B, 3, H, W], already normalised; packed in eval(), masked in train().
 
-    def traced(self, images: Tensor, decisions: Trace | None = None) -> tuple[Tensor, Trace]:
+        budget_ms: milliseconds from this call to an image's answer, by a table of this machine (measured at the first such call). budget_mj:
+        millijoules of an image on `target`, simulated. A number for all, or one for each image. Before each segment between two exits the
+        images that cannot pay for it leave with their last answer (semantics.md 16); no gradients are recorded then.
+        strict: refuse budgets below the first possible answer; otherwise such images get that answer and stand in trace.short.
+        Raises FoveateError for those, for budgets that are no numbers >= 0, and for budgets on a model without exits or in training.
+        """
+        if budget_ms is None and budget_mj is None:
+            return self._answer(images, Run(masked=self.training, sample=self.training, progress=self.progress))
+        return self._spend(images, Ask(budget_ms, budget_mj, strict, target), Run(masked=False))
+
+    def traced(self, images: Tensor, decisions: Trace | None = None, budget_ms: Any = None, budget_mj: Any = None, strict: bool = True,
+               target: str | None = None) -> tuple[Tensor, Trace]:
         """Logits of the packed form and the Trace of what happened.
 
-        decisions: repeat these instead of deciding. Raises FoveateError if they are for other images or another plan.
+        decisions: repeat these instead of deciding. The others: as in `forward`. Raises FoveateError as that does, for decisions that are
+        for other images or another plan, and for decisions with a budget.
         """
-        run = Run(masked=False, replay=self._fitting(decisions, images), block_tokens=[])
-        logits = self._answer(images, run)
+        run, ask = Run(masked=False, replay=self._fitting(decisions, images), block_tokens=[]), Ask(budget_ms, budget_mj, strict, target)
+        if ask.anything:
+            ask.check_free(decisions)
+        logits = self._spend(images, ask, run) if ask.anything else self._answer(images, run)
         return logits, self._trace(run, len(images))
+
+    @torch.no_grad()
+    def _spend(self, images: Tensor, ask: Ask, run: Run) -> Tensor:
+        """Logits of one pass that must not cost more than was asked for."""
+        check_images(self.anatomy, images)
+        ask.check(bool(self.exit_blocks), self.training, f"{self.card.name}, {self.plan}")
+        run.budget, self.costs = allowance(cut_at_exits(self, images), self.costs, images, ask)
+        return self._answer(images, run)
 
     def masked(self, images: Tensor, trace: Trace) -> Tensor:
         """Logits of the training form under the decisions of `trace`; equal to those of `traced` (semantics.md 2)."""
         return self._answer(images, Run(masked=True, replay=self._fitting(trace, images)))
+
+    def exit_logits(self, images: Tensor) -> tuple[dict[int, Tensor], Trace]:
+        """The logits [B, classes] of every exit by its 1-based block, the model's own head last, and the Trace: the packed form, in which nobody leaves.
+
+        Raises FoveateError for a plan without early exits.
+        """
+        if not self.exit_blocks:
+            raise FoveateError(f"exit_logits of {self.card.name} under the plan {self.plan}", "plans with early exits", "add fv.EarlyExit(after=(4, 8)) to the plan")
+        run = Run(masked=False, block_tokens=[], answers={})
+        last = self._logits(self._pass(images, run))
+        return {block: run.answers[f"exit_{block}"] for block in self.exit_blocks[:-1]} | {self.card.depth: last}, self._trace(run, len(images))
 
     def training_outputs(self, images: Tensor) -> TrainingOutputs:
         """One masked pass with sampled decisions: logits, features for distillation and the methods' losses."""
@@ -136,7 +173,7 @@ class AdaptiveModel(nn.Module):
             kept.append(np.zeros((images, self.card.tokens_after(block)), dtype=bool))
         unreached = [[0] * images] * (depth - len(run.block_tokens))
         return Trace(images=images, tokens=tokens, block_tokens=run.block_tokens + unreached, kept=kept, after=self.pruning_blocks,
-                     exits=list(waiting.exits) if waiting else [], skipped=tuple(run.skipped), short=sorted(waiting.short) if waiting else [],
+                     exits=list(waiting.exits) if waiting else [], skipped=tuple(run.skipped), short=sorted(set(waiting.short)) if waiting else [],
                      rescued=sorted(run.rescued))
 
     @property
@@ -199,7 +236,7 @@ class AdaptiveModel(nn.Module):
         """Logits of one pass; where images may leave early, each image's from the exit it took."""
         if self.exit_blocks and (run.replay is not None or not self.training):
             check_eager(self.card, self.exit_blocks)
-            run.waiting = Waiting.all(len(images))
+            run.waiting = Waiting.all(len(images), run.budget)
         tokens = self._pass(images, run)
         logits = None if tokens is None else self._logits(tokens)
         return logits if run.waiting is None else run.waiting.finish(self.card.depth, logits)
@@ -294,8 +331,7 @@ class AdaptiveModel(nn.Module):
         if run.replay is not None:
             staying = waiting.replay(block, logits, run.replay.exits)
         else:
-            budget = () if run.budget is None else (run.budget, self.exit_blocks.index(block) + 1, tokens.counts())
-            staying = waiting.offer(block, logits, hooks.sure, *budget)
+            staying = waiting.offer(block, logits, hooks.sure, self.exit_blocks.index(block) + 1, tokens.counts)
         if staying is not None and len(staying):
             run.watched[-1:] = [row.select(staying) for row in run.watched[-1:]]
         return stayed(tokens, staying)

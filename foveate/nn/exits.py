@@ -17,7 +17,12 @@ Sure = Callable[[list[Tensor]], Tensor]
 
 
 class Budget(Protocol):
-    """What may be spent on each image of a call; foveate.budgets has the budgets of time and energy."""
+    """What may be spent on each image of a call; foveate.budgets has the budgets of time and energy.
+
+    short: images whose budget is below the first possible answer.
+    """
+
+    short: Sequence[int]
 
     def cannot_pay(self, segment: int, images: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Which of `images` (numbers in the batch, with their live tokens) cannot pay for the 0-based `segment`, which runs to the next exit."""
@@ -28,31 +33,33 @@ class Waiting:
     """The images of one batch on their way through a model with exits.
 
     images: how many came. places: numbers of those that still run, increasing. exits: 1-based block of the exit that each image took.
-    short: those that left with an answer they were not sure of, because their budget could not pay for more.
+    short: those that left with an answer they were not sure of, because their budget could not pay for more; those whose budget was
+        below the first answer among them. budget: what they may spend.
     """
 
     images: int
     places: list[int]
     exits: list[int]
     short: list[int] = field(default_factory=list)
+    budget: Budget | None = None
     _answers: list[Tensor] = field(default_factory=list)
     _logits: Tensor | None = None
 
     @classmethod
-    def all(cls, images: int) -> "Waiting":
+    def all(cls, images: int, budget: Budget | None = None) -> "Waiting":
         """Everybody still runs."""
-        return cls(images, list(range(images)), [0] * images)
+        return cls(images, list(range(images)), [0] * images, list(budget.short) if budget else [], budget)
 
-    def offer(self, block: int, logits: Tensor, sure: Sure, budget: Budget | None = None, segment: int = 0, tokens: Sequence[int] = ()) -> Tensor | None:
+    def offer(self, block: int, logits: Tensor, sure: Sure, segment: int, counts: Callable[[], Sequence[int]]) -> Tensor | None:
         """Lets images leave behind `block` with `logits` [n, classes] if they are sure of them or cannot pay for `segment`, the next one.
 
-        Returns the numbers [m], among those that ran so far, of those that stay; None where all do.
+        counts: () to the live tokens of each. Returns the numbers [m], among those that ran so far, of those that stay; None where all do.
         """
         self._answers.append(logits)
         gone = sure(self._answers)
-        if budget is not None:
-            going_on = (~gone).nonzero()[:, 0].tolist()
-            broke = budget.cannot_pay(segment, [self.places[i] for i in going_on], [tokens[i] for i in going_on])
+        if self.budget is not None:
+            going_on, tokens = (~gone).nonzero()[:, 0].tolist(), counts()
+            broke = self.budget.cannot_pay(segment, [self.places[i] for i in going_on], [tokens[i] for i in going_on])
             self.short += [self.places[i] for i, poor in zip(going_on, broke) if poor]
             gone = gone.index_put((torch.tensor(going_on, dtype=torch.long, device=gone.device),), torch.tensor(broke, dtype=torch.bool, device=gone.device))
         return self._leave(block, logits, gone)
