@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option(metavar="RUN", show_default=False, help="Fold
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped; the result is that of an uninterrupted run.")
 ]
-RECIPES_HELP = "base-nano, spvit, vitality, pivot (the papers' recipes), spvit-nano, vitality-nano, pivot-nano (short, for 28x28 images)"
+RECIPES_HELP = "base-nano, spvit, vitality, iret, pivot (the papers' recipes), spvit-nano, vitality-nano, iret-nano, pivot-nano (short, for 28x28 images)"
 RecipeName = Annotated[str, typer.Option(metavar="RECIPE", help=f"{RECIPES_HELP}, or a recipe.json.")]
 Epochs = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="Passes over the training images. Default: the recipe's.")]
 Batch = Annotated[
@@ -129,7 +129,7 @@ def adapt(
         typer.Option(
             metavar="RECIPE",
             show_default=False,
-            help=f"{RECIPES_HELP}, or a recipe.json. Default: the preset's; else that of the plan's first method, with -nano for foveate_nano*.",
+            help=f"{RECIPES_HELP}, or a recipe.json. Default: the preset's; else that of the plan's first method, with -nano for foveate_nano* and iret_nano.",
         ),
     ] = None,
     epochs: Epochs = None,
@@ -138,6 +138,11 @@ def adapt(
     settings: Settings = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL_OR_RUN", show_default=False, help="Who teaches instead: a run, an embedded backbone, or a name in timm whose weights timm fetches (DeiT's and IRET's: regnety_160.deit_in1k)."),
+    ] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Start from fresh weights, as IRET is trained, instead of a trained dense model.")] = False,
     resume: Resume = False,
     seed: Seed = None,
     steps: Steps = None,
@@ -148,7 +153,7 @@ def adapt(
     strict: Strict = False,
     json: Json = False,
 ) -> None:
-    """Fine-tune a plan, with the dense model as teacher.
+    """Fine-tune a plan, with the dense model as teacher, or train it from scratch.
 
     Validates after each epoch, tests once at the end, and leaves a run folder that every other command takes, with the trace of the test set.
     """
@@ -160,8 +165,8 @@ def adapt(
         setting = chosen_recipe(recipe or usual_recipe(target, plan), seed, epochs, batch_size, split, settings)
         check_folder(out, resume)
         fine_tune(
-            target, chosen, out, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, strict=strict, resume=resume,
-            limit_steps=steps, device=device, devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
+            target, chosen, out, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, teacher=teacher, scratch=scratch,
+            strict=strict, resume=resume, limit_steps=steps, device=device, devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
         )  # fmt: skip
         report_run(answer, out)
 
@@ -181,25 +186,31 @@ def dense_target(model_or_run: str) -> Target:
     return target
 
 
-def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, data_dir, weights, pretrained, strict: bool, device: str, **options) -> None:
-    """Train `plan` on the dense model of `target`, which also teaches, into the run folder `out`, and test it once."""
+def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, data_dir, weights, pretrained, strict: bool, device: str,
+              teacher: str | None = None, scratch: bool = False, **options) -> None:
+    """Train `plan` on the dense model of `target`, which teaches unless a `teacher` is named, into the run folder `out`, and test it once."""
     with waiting("loading torch and the model"):
         from foveate.cli.images import data_name, preprocessing_for
         from foveate.cli.targets import open_model
+        from foveate.cli.teaching import fresh_model, named_teacher
         from foveate.plan import Plan
         from foveate.train.fit import fit, load_sets
 
-        teacher = open_model(target, Plan(), weights, pretrained)
-        model = open_model(target, plan, weights, pretrained, seed=recipe.seed)
+        if scratch:
+            model, dense = fresh_model(target, plan, data_name(target, data, data_dir), data_dir, recipe.seed, weights, pretrained), None
+        else:
+            dense = open_model(target, Plan(), weights, pretrained)
+            model = open_model(target, plan, weights, pretrained, seed=recipe.seed)
+        master = named_teacher(teacher, model) if teacher else dense
     preprocessing = preprocessing_for(target, model)
     with _stoppable():
         sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
         if model.calibrates:
             with waiting("calibrating"):
-                model.calibrate(teacher.eval(), _spread(sets.train, CALIBRATION_IMAGES))
+                model.calibrate((dense or open_model(target, Plan(), random_weights=True)).eval(), _spread(sets.train, CALIBRATION_IMAGES))
         guided = bool(recipe.kl_weight or recipe.distill_weight or recipe.hard_weight)
         # The test set is read once, below, together with the trace of what happened.
-        fit(model, out, replace(sets, test=None), recipe, teacher=teacher if guided else None, preprocessing=preprocessing, strict=strict, device=device, **options)
+        fit(model, out, replace(sets, test=None), recipe, teacher=master if guided else None, preprocessing=preprocessing, strict=strict, device=device, **options)
         test_once(out, model, sets.test, device)
 
 

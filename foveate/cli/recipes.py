@@ -26,7 +26,7 @@ def chosen_recipe(name: str, seed: int | None, epochs: int | None, batch_size: i
 
 
 def usual_recipe(target: Target, plan: str) -> str:
-    """The recipe for a plan where none was named: the preset's, or that of its first method that has one."""
+    """The recipe for a plan where none was named: the preset's, or that of its first method that has one, with -nano for the embedded images' models."""
     from foveate.cli.targets import single_plan_of
     from foveate.presets import presets
     from foveate.train.recipe import RECIPES
@@ -34,7 +34,7 @@ def usual_recipe(target: Target, plan: str) -> str:
     if plan in presets():
         return presets()[plan].recipe
     name = next((m.name for m in single_plan_of(target, plan).methods if m.name in RECIPES), "spvit")
-    return f"{name}-nano" if target.architecture().startswith("foveate_nano") else name
+    return f"{name}-nano" if target.architecture().startswith(("foveate_nano", "iret_nano")) else name
 
 
 def settings_of(pairs: list[str] | None, option: str) -> dict[str, Any]:

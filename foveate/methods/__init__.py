@@ -9,6 +9,7 @@ from foveate.errors import FoveateError
 from foveate.methods.base import Method
 from foveate.methods.earlyexit.config import EarlyExit
 from foveate.methods.efficient.config import Efficient
+from foveate.methods.iret.config import IRET
 from foveate.methods.linformer.config import Linformer
 from foveate.methods.lineartransformer.config import LinearTransformer
 from foveate.methods.performer.config import Performer
@@ -20,7 +21,7 @@ from foveate.methods.vitality.config import ViTALiTy
 from foveate.methods.vitcod.config import ViTCoD
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (
-    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT, ViTCoD, EarlyExit)}
+    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT, IRET, ViTCoD, EarlyExit)}
 
 
 def method_class(name: str) -> type[Method]:

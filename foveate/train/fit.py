@@ -101,7 +101,8 @@ def fit(
     if trainer.is_global_zero:
         open_folder(out, recipe, preprocessing, record)
     with ExitStack() as stack:
-        stack.enter_context(explicit_attention(model, on_cpu(trainer) and recipe.precision == "bf16-mixed"))
+        for one in filter(None, (model, teacher)):
+            stack.enter_context(explicit_attention(one, on_cpu(trainer) and recipe.precision == "bf16-mixed"))
         stack.enter_context(drop_path(model, recipe.drop_path))
         stack.enter_context(frozen_backbone(model, recipe.backbone_lr == 0))
         set_epoch = stack.enter_context(patch_dropping(model, recipe))

@@ -157,6 +157,13 @@ RECIPES = {
         hard_weight=0.5,
     ),
     "spvit-nano": Recipe(epochs=3, batch_size=64, lr=3e-3, backbone_lr=2e-4, warmup=0.2, label_smoothing=0.0, drop_path=0.0),
+    "iret": Recipe(
+        epochs=300, batch_size=1024, lr=1e-3, warmup=5.0, min_lr=1e-5, drop_path=0.1, augmentation="full", mixup=0.8, cutmix=1.0,
+        kl_weight=0.0, distill_weight=0.0, hard_weight=0.5,
+    ),
+    "iret-nano": Recipe(
+        epochs=12, batch_size=64, optimizer="nmuon", lr=5e-3, warmup=0.5, drop_path=0.0, kl_weight=0.0, distill_weight=0.0, hard_weight=0.5,
+    ),
     "pivot": Recipe(
         epochs=30, batch_size=256, lr=5e-5, min_lr=1e-6, label_smoothing=0.0, drop_path=0.1, augmentation="full", kl_weight=0.0, distill_weight=0.5,
         quantise="int8",

@@ -16,6 +16,7 @@ GOOD = {
     "structure": dict(keep=0.5),
     "vitality": dict(mode="sparse"),
     "pivot": dict(skip=(2, 3)),
+    "iret": dict(threshold=(0.0004, 0.0, 0.003), samples=2),
     "linformer": dict(rank=8),
     "performer": dict(features=8),
     "lineartransformer": dict(blocks=(1, 2)),
