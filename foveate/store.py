@@ -51,7 +51,7 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
             fresh = Path(fresh)
             write_atomic(fresh / WEIGHTS, lambda path: save_file(tensors, path, metadata={"plan": model.plan.digest()}))
             _write(fresh / BACKBONE, backbone | {"weights": _digest(fresh / WEIGHTS)})
-            _write(fresh / PREPROCESSING, preprocessing or _own_preprocessing(model))
+            _write(fresh / PREPROCESSING, preprocessing or own_preprocessing(model))
             (fresh / PLAN).write_text(model.plan.to_json() + "\n")
             (folder / PLAN).unlink(missing_ok=True)
             for name in (WEIGHTS, BACKBONE, PREPROCESSING, PLAN):
@@ -160,7 +160,8 @@ def preprocessing_of(folder: str | Path) -> dict[str, Any]:
     return settings | {"input_size": (3, size, size)}
 
 
-def _own_preprocessing(model: AdaptiveModel) -> dict[str, Any]:
+def own_preprocessing(model: AdaptiveModel) -> dict[str, Any]:
+    """How the backbone's own weights take their images: image_size, mean, std, crop_pct and interpolation."""
     cfg = model.pretrained_cfg
     return {"image_size": int(model.card.image_size[0]), "mean": list(cfg.get("mean", (0.5,) * 3)), "std": list(cfg.get("std", (0.5,) * 3)),
             "crop_pct": cfg.get("crop_pct") or 1.0, "interpolation": cfg.get("interpolation") or "bicubic"}

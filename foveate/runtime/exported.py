@@ -12,17 +12,30 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 
 
-def exported_program(model: nn.Module, images: Tensor, single: bool, device: str = "cpu") -> torch.export.ExportedProgram:
-    """The graph of a copy of `model`, in evaluation mode and float32.
+class _Cast(nn.Module):
+    """A model in another dtype between float32 images and float32 logits."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = model.to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.to(self.dtype)).float()
+
+
+def exported_program(model: nn.Module, images: Tensor, batch: int | None, precision: str = "fp32") -> torch.export.ExportedProgram:
+    """The graph of a copy of `model`, in evaluation mode, from float32 images to float32 logits.
 
     images: [B, C, H, W] to trace with; not those of a later check, or a decision frozen into the graph would pass unseen.
-    single: the graph takes one image (per-image token counts); otherwise any number of at least one.
+    batch: images that the graph takes, None for any number. precision: "fp32" or "bf16".
     Raises FoveateError where torch cannot export it.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(False).to(device, torch.float32)
-    # Two images at least: a batch of one would become a constant of the graph.
-    images = (images[:1] if single else images.repeat(2, 1, 1, 1)[:2]).to(device, torch.float32)
-    shapes = None if single else ({0: torch.export.Dim("batch", min=1)},)
+    twin = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float32)
+    twin = twin if precision == "fp32" else _Cast(twin, torch.bfloat16)
+    # Two images where any number may come: a batch of one would become a constant of the graph.
+    count = 2 if batch is None else batch
+    images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count].to("cpu", torch.float32)
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     try:
         with silent(), torch.no_grad():
             return torch.export.export(twin, (images,), dynamic_shapes=shapes, strict=False)
@@ -31,7 +44,7 @@ def exported_program(model: nn.Module, images: Tensor, single: bool, device: str
     except Exception as error:  # torch raises whatever the traced code and its own tracing raise
         raise FoveateError(
             given=f"a model that torch.export cannot take ({named(error)})",
-            allowed="models without decisions in Python that depend on the image" + ("" if single else ", and with a free batch size"),
+            allowed="models without decisions in Python that depend on the image" + (", and with a free batch size" if batch is None else ""),
             do='load it with backend="torch"',
         ) from error
 

@@ -26,6 +26,24 @@ def precisions_of(backend: str, model: nn.Module) -> tuple[str, ...]:
     return ("int8",) if backend == "openvino" and quantised(model) else ("fp32", "bf16")
 
 
+def images_at_once(model: nn.Module, example: Tensor) -> int | None:
+    """Images that a graph of `model` takes at once, None for any number: one where images keep different numbers of tokens.
+
+    A plan of fixed counts is no promise, so that the example is looked at: where patches are merged behind a stage (Swin, PiT),
+    a merged token lives if any of its parts did, and their number differs from image to image.
+    """
+    plan = getattr(model, "plan", None)
+    if plan is None or not plan.methods:
+        return None
+    if plan.data_dependent:
+        return 1
+    twin = copy.deepcopy(model).eval()
+    both = torch.cat([example, example.flip(-1)]).to(next(twin.parameters()))
+    with torch.inference_mode():
+        _, trace = twin.traced(both)
+    return 1 if any(len(set(counts)) > 1 for counts in trace.block_tokens) else None
+
+
 @dataclass
 class Maker:
     """One model with the images its engines are checked on; what several engines share is made once.
@@ -104,20 +122,7 @@ class Maker:
 
     @cached_property
     def _limit(self) -> int | None:
-        """Images a graph takes at once: one where images keep different numbers of tokens, which is seen on the example.
-
-        A plan of fixed counts is no promise: where patches are merged behind a stage (Swin, PiT), a merged token lives if
-        any of its parts did, and their number differs from image to image.
-        """
-        if self._plan is None or not self._plan.methods:
-            return None
-        if self._plan.data_dependent:
-            return 1
-        twin = copy.deepcopy(self.model).eval()
-        both = torch.cat([self.example, self.example.flip(-1)]).to(next(twin.parameters()))
-        with torch.inference_mode():
-            _, trace = twin.traced(both)
-        return 1 if any(len(set(counts)) > 1 for counts in trace.block_tokens) else None
+        return images_at_once(self.model, self.example)
 
     @property
     def _plan(self):

@@ -27,7 +27,7 @@ def onnx_graph(model: nn.Module, images: Tensor, single: bool) -> "onnx.ModelPro
     would pass unseen. single: the graph takes one image (per-image token counts); otherwise any number.
     Raises FoveateError where torch cannot export the model or an operation has no ONNX form.
     """
-    program = exported_program(model, images, single)
+    program = exported_program(model, images, 1 if single else None)
     try:
         with silent():
             made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
@@ -67,6 +67,26 @@ def onnx_runner(graph: Graph, threads: int | None) -> Callable[[Tensor], Tensor]
         return torch.from_numpy(session.run(None, {name: array})[0]).to(images.device)
 
     return run
+
+
+def fixed(graph: "onnx.ModelProto", batch: int | None) -> "onnx.ModelProto":
+    """The graph for `batch` images only; as it is for None."""
+    for value in (*graph.graph.input, *graph.graph.output) if batch is not None else ():
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    return graph
+
+
+def write_ort(graph: "onnx.ModelProto", path: Path) -> None:
+    """Write the graph in ONNX Runtime's own format, which its small builds for phones and boards read as well.
+
+    Optimised as far as it holds on any CPU: the layouts of one kind of CPU are left to the machine that loads it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _bare(graph: "onnx.ModelProto", single: bool) -> "onnx.ModelProto":
