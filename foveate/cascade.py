@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adaptive import AdaptiveModel
+from foveate.budgeting import Ask, allowance
+from foveate.budgets import SegmentCosts
 from foveate.errors import FoveateError
 from foveate.gates import Gate
+from foveate.nn.exits import Budget
 from foveate.nn.gates import no_answer, passes_on
 from foveate.plan import Plan
+from foveate.segments import cut_at_efforts
 from foveate.trace import Pass, Trace
 
 # What must be equal in all efforts, because all see the same images.
@@ -35,6 +39,7 @@ class Cascade(nn.Module):
         self.plan = Plan.cascade([effort.plan for effort in efforts], gate, fractions)
         self.efforts = nn.ModuleList(efforts)
         self.training = any(effort.training for effort in efforts)
+        self.costs: SegmentCosts | None = None  # of the efforts, once a budget has asked for them
 
     @property
     def cards(self) -> tuple:
@@ -59,17 +64,33 @@ class Cascade(nn.Module):
         """The same models (not copies) behind other gates."""
         return Cascade(self.efforts, self.plan.with_gates(gates).gates, fractions)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, H, W] in their order, each from the effort that answered it."""
+    def forward(self, images: Tensor, budget_ms: Any = None, budget_mj: Any = None, strict: bool = True, target: str | None = None) -> Tensor:
+        """Logits [B, classes] of images [B, 3, H, W] in their order, each from the effort that answered it.
+
+        budget_ms, budget_mj, strict, target: as AdaptiveModel.forward takes them. Before an effort starts, the images that cannot pay for all of
+        it keep the answer that they have.
+        """
+        ask = Ask(budget_ms, budget_mj, strict, target)
+        if ask.anything:
+            return self.traced(images, None, budget_ms, budget_mj, strict, target)[0]
         return self._climb(images, lambda number, group: (self.efforts[number - 1](group), None))[0]
 
-    def traced(self, images: Tensor, decisions: Trace | None = None) -> tuple[Tensor, Trace]:
+    def traced(self, images: Tensor, decisions: Trace | None = None, budget_ms: Any = None, budget_mj: Any = None, strict: bool = True,
+               target: str | None = None) -> tuple[Tensor, Trace]:
         """Logits and the Trace: efforts[image] is the 1-based effort that answered, passes hold what each effort did for its images.
 
-        decisions: repeat these, the choices between efforts included. Raises FoveateError if they are of other images or another cascade.
+        decisions: repeat these, the choices between efforts included. The others: as in `forward`. Raises FoveateError for decisions that are
+        of other images or another cascade, decisions with a budget, and as AdaptiveModel.traced does.
         """
-        inner = _inner(decisions, len(images), len(self.efforts))
-        return self._climb(images, lambda number, group: self.efforts[number - 1].traced(group, inner.get(number)), decisions)
+        inner, ask = _inner(decisions, len(images), len(self.efforts)), Ask(budget_ms, budget_mj, strict, target)
+        run = lambda number, group: self.efforts[number - 1].traced(group, inner.get(number))
+        if not ask.anything:
+            return self._climb(images, run, decisions)
+        ask.check_free(decisions)
+        ask.check(True, self.training, str(self.plan))
+        with torch.no_grad():
+            allowed, self.costs = allowance(cut_at_efforts(self, images), self.costs, images, ask)
+            return self._climb(images, run, budget=allowed)
 
     def masked(self, images: Tensor, trace: Trace) -> Tensor:
         """Logits of the training form of every effort under the decisions of `trace`; equal to those of `traced` (semantics.md 2)."""
@@ -81,9 +102,10 @@ class Cascade(nn.Module):
         return passes_on(self.plan.gates[number - 1], logits)
 
     def _climb(
-        self, images: Tensor, run: Callable[[int, Tensor], tuple[Tensor, Trace | None]], decisions: Trace | None = None
+        self, images: Tensor, run: Callable[[int, Tensor], tuple[Tensor, Trace | None]], decisions: Trace | None = None, budget: Budget | None = None
     ) -> tuple[Tensor, Trace]:
         """run: (1-based effort, its group of images) -> (logits, Trace). Without images left nothing runs."""
+        short = set(budget.short) if budget else set()
         waiting, logits = torch.arange(len(images), device=images.device), None
         answered, passes = [1] * len(images), []
         for number in range(1, len(self.efforts) + 1):
@@ -99,9 +121,14 @@ class Cascade(nn.Module):
                 break
             hard = self.too_hard(number, found) if decisions is None else _went_on(decisions, number, waiting)
             waiting = waiting[hard]
+            if budget is not None:
+                places = waiting.tolist()
+                broke = budget.cannot_pay(number, places, [1] * len(places))
+                short.update(place for place, poor in zip(places, broke) if poor)
+                waiting = waiting[~torch.tensor(broke, dtype=torch.bool, device=waiting.device)]
             if len(waiting) == 0:
                 break
-        return logits, Trace(images=len(images), efforts=answered, passes=passes)
+        return logits, Trace(images=len(images), efforts=answered, passes=passes, short=sorted(short))
 
 
 def _went_on(decisions: Trace, number: int, waiting: Tensor) -> Tensor:
