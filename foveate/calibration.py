@@ -70,7 +70,7 @@ def observe(
     _check_cascade(cascade)
     if type(batch_size) is not int or batch_size < 1:
         raise FoveateError(f"batch_size={batch_size!r}", "a whole number of images, at least 1", "leave it out for 250")
-    labels = _labels(data)
+    labels = labels_of(data)
     logits: list[list[Tensor]] = [[] for _ in cascade.efforts]
     traces: list[list[Trace]] = [[] for _ in cascade.efforts]
     modes = [(module, module.training) for module in cascade.modules()]
@@ -78,7 +78,7 @@ def observe(
     seen = []
     try:
         for start in range(0, len(labels), batch_size):
-            images, truth = _batch(data, np.arange(start, min(start + batch_size, len(labels))))
+            images, truth = batch_of(data, np.arange(start, min(start + batch_size, len(labels))))
             seen.append(truth)
             for effort, found, past in zip(cascade.efforts, logits, traces):
                 answer, trace = effort.traced(images.to(next(effort.parameters())))
@@ -118,7 +118,8 @@ def _check_cascade(cascade: Any) -> None:
         raise FoveateError(f"a {type(cascade).__name__} to calibrate", "a Cascade", "write fv.Cascade([low, high], gate=fv.Entropy(0.3))")
 
 
-def _labels(data: Any) -> Tensor:
+def labels_of(data: Any) -> Tensor:
+    """The class numbers [N] of a labelled set, as `calibrate` takes it; raises FoveateError where they say nothing about how hard images are."""
     pair = isinstance(data, tuple) and len(data) == 2
     if not pair and not (hasattr(data, "labels") and hasattr(data, "batch")):
         raise FoveateError(f"a {type(data).__name__} to calibrate on", "a labelled set of foveate.train.load_data, or (images, labels)",
@@ -134,7 +135,8 @@ def _labels(data: Any) -> Tensor:
     return labels
 
 
-def _batch(data: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+def batch_of(data: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(images, labels) of a labelled set at `indices`."""
     if isinstance(data, tuple):
         return data[0][indices], torch.as_tensor(data[1])[indices]
     batch = data.batch(indices)

@@ -198,6 +198,15 @@ def macs_each(model: Any, plan: Plan, trace: Trace) -> list[float]:
     return [macs[seen] for seen in images]
 
 
+def macs_at_exits(model: Any, plan: Plan, trace: Trace) -> dict[int, list[float]]:
+    """MACs of each image of `trace` had it left behind each exit of `plan`, by block; arguments and errors as in `count`.
+
+    trace: of a pass in which nobody left (AdaptiveModel.exit_logits).
+    """
+    card = card_of(model)
+    return {block: macs_each(card, plan, replace(trace, exits=[block] * trace.images)) for block in plan.exits(card)}
+
+
 def _checked_stages(effects: list[Effect], trace: Trace) -> list[Stage]:
     stages = all_stages(effects)
     if trace.passes:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foveate import __version__
-from foveate.cli import bench_attention, cascade, judge, know, learn, paths, profile, show, simulate, sweep, timing
+from foveate.cli import bench_attention, cascade, exits, judge, know, learn, paths, profile, show, simulate, sweep, timing
 from foveate.cli.options import HELP_WORDS, Command, branching, command_of, example, paragraphs
 
 app = typer.Typer(
@@ -68,6 +68,10 @@ _PANELS = {
     },
     "Judge": {
         judge.evaluate: example("foveate eval runs/spvit --trace"),
+        exits.exits: example(
+            "foveate exits runs/exits --data fashion-mnist-subset",
+            "foveate exits runs/exits --threshold 0.6 0.8 0.95 --accuracy 90 --out runs/exits/study",
+        ),
         timing.bench: example(
             "foveate bench runs/spvit --batch 1 16 --backend openvino",
             "foveate bench deit_small_patch16_224 --plan spvit-deit-small",

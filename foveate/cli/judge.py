@@ -85,7 +85,7 @@ def evaluate(
             "accuracy": f"{result['accuracy_percent']:.2f} % ± {result['uncertainty_percent']:.2f}",
             f"in {fixed_point} bits": f"{answer.data['accuracy_percent_fixed_point']:.2f} %" if fixed_point else "",
             "tokens": ", ".join(f"{mean:.1f} after block {block}" for mean, block in zip(seen.tokens_mean, seen.after)),
-            "efforts": _efforts(result.get("efforts", [])),
+            "efforts": _efforts(result.get("efforts", [])), "exits": _exits(result.get("exits", [])),
             "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if str(chosen) != "dense" else ""),
             "skipped": f"{len(result['skipped'])} damaged files" if result["skipped"] else "", "trace": folder and folder / "trace.json",
         })  # fmt: skip
@@ -148,13 +148,20 @@ def _efforts(rows: list[dict[str, Any]]) -> str:
     return ", ".join(said)
 
 
+def _exits(rows: list[dict[str, Any]]) -> str:
+    """How many images leave where, in words."""
+    return ", ".join(f"{row['left_percent']:.1f} % after block {row['block']}" for row in rows if row["left_percent"])
+
+
 def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device: str = "auto") -> tuple[dict[str, Any], Trace]:
     """What `train.evaluate` says of a model, with tokens_mean, keep_rates, macs, macs_dense and params, and the whole trace.
 
-    Of a cascade also which effort answered how many images, and how many rightly; macs_dense is then its highest effort's backbone.
+    Of a cascade also which effort answered how many images, and how many rightly; macs_dense is then its highest effort's backbone. Of a plan
+    with early exits, how many images left at each, and how many of them rightly.
     """
     from foveate.counting import count
     from foveate.efforts import Answered
+    from foveate.exit_stats import left_at
     from foveate.trace import Trace
     from foveate.train.evaluate import evaluate
 
@@ -172,6 +179,8 @@ def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device
     with waiting("counting"):
         ledger = count(model, trace=trace)
     figures = {"tokens_mean": trace.tokens_mean, "keep_rates": trace.keep_rates, "macs": ledger.macs}
+    if trace.exits:
+        figures["exits"] = left_at(trace, result["correct"], model.exit_blocks)
     if trace.efforts and hasattr(model, "efforts"):
         found = Answered.of(trace, result["correct"], len(model.efforts))
         figures |= found.to_dict()

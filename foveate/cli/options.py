@@ -63,7 +63,7 @@ HELP_WORDS = {"help_option_names": ["-h", "--help"]}
 class Command(TyperCommand):
     """A command whose repeatable options take several values in one go: `--batch 1 16` is `--batch 1 --batch 16`.
 
-    Where the command has arguments as well, such values are whole numbers only: any other word is an argument.
+    Where the command has arguments as well, such values are numbers only: any other word is an argument.
     """
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
@@ -79,11 +79,15 @@ def _repeated(args: list[str], repeatable: set[str], words: bool) -> Iterator[st
             option, values = arg if arg in repeatable else "", 0
         elif option:
             values += 1
-            if values > 1 and (words or arg.isdigit()):
+            if values > 1 and (words or _is_number(arg)):
                 yield option
             elif values > 1:
                 option = ""
         yield arg
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def branching(**topics: TyperCommand) -> type[Command]:
