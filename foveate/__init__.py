@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Plan": "plan", "SPViT": "methods", "Random": "methods", "Structure": "methods", "ViTALiTy": "methods", "PIVOT": "methods", "IRET": "methods",
     "Linformer": "methods", "Performer": "methods", "LinearTransformer": "methods", "Efficient": "methods", "ViTCoD": "methods", "EarlyExit": "methods",
+    "EViT": "methods", "ToMe": "methods", "ATS": "methods",
     "Entropy": "gates", "MaxProbability": "gates", "Margin": "gates", "Cascade": "cascade", "calibrate": "calibration",
     "Trace": "trace", "Ledger": "ledger", "Operation": "ledger", "FoveateError": "errors",
     "adapt": "adoption", "restore": "adoption", "replan": "adoption", "AdaptiveModel": "adaptive",

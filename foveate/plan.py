@@ -77,6 +77,12 @@ class Plan:
         self.watched(card)
         for m in self.settled(card):
             m.validate(card)
+        inside: dict[int, Method] = {}
+        for m in self.settled(card):
+            for block in m.stages(card) if m.inside else ():
+                if inside.setdefault(block, m) is not m:
+                    raise FoveateError(f"a plan in which both {inside[block].name} and {m.name} prune tokens inside block {block}",
+                                       "one such method in a block", f"leave block {block} out of one of the two")
 
     def settled(self, card) -> tuple[Method, ...]:
         """The methods, where one says "all" beside another that names blocks, with the blocks that are left for it."""

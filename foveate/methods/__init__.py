@@ -6,9 +6,11 @@ import difflib
 from importlib import import_module
 
 from foveate.errors import FoveateError
+from foveate.methods.ats.config import ATS
 from foveate.methods.base import Method
 from foveate.methods.earlyexit.config import EarlyExit
 from foveate.methods.efficient.config import Efficient
+from foveate.methods.evit.config import EViT
 from foveate.methods.iret.config import IRET
 from foveate.methods.linformer.config import Linformer
 from foveate.methods.lineartransformer.config import LinearTransformer
@@ -17,11 +19,13 @@ from foveate.methods.pivot.config import PIVOT
 from foveate.methods.random.config import Random
 from foveate.methods.spvit.config import SPViT
 from foveate.methods.structure.config import Structure
+from foveate.methods.tome.config import ToMe
 from foveate.methods.vitality.config import ViTALiTy
 from foveate.methods.vitcod.config import ViTCoD
 
 METHODS: dict[str, type[Method]] = {m.name: m for m in (
-    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT, IRET, ViTCoD, EarlyExit)}
+    SPViT, Random, Structure, ViTALiTy, Linformer, Performer, LinearTransformer, Efficient, PIVOT, IRET, ViTCoD, EarlyExit,
+    EViT, ToMe, ATS)}
 
 
 def method_class(name: str) -> type[Method]:

@@ -55,7 +55,7 @@ class Method:
 
     def explicit(self) -> dict[str, Any]:
         """The settings that are not at their defaults."""
-        return {k: v for k, v in self.to_dict().items() if k != "method" and v != self.default(k)}
+        return {k: v for k, v in self.to_dict().items() if k != "method" and v != _plain(self.default(k))}
 
     def but(self, **changes) -> "Method":
         """The same settings with some changed; those at their defaults follow."""
@@ -175,8 +175,9 @@ def check_stages(method: Method, card) -> None:
     check_depth(method, "after", card, card.depth - 1)
     steady = max((number for number, block in enumerate(card.blocks, 1) if block.entry), default=0)
     if early := [block for block in method.after if block < steady]:
-        wrong(method, "after", list(method.after), f"IRET's blocks widen the tokens up to block {steady} of {card.name}, by what an image shows at "
-              f"their places; tokens that are scored or packaged leave from there to block {card.depth - 1}", f"replace {', '.join(map(str, early))} by blocks from {steady} on, the first of constant width")
+        wrong(method, "after", list(method.after), f"blocks {steady}...{card.depth - 1} of {card.name}: up to block {steady} IRET's blocks widen the "
+              "tokens by what an image shows at their places, and a package token has none",
+              f"replace {', '.join(map(str, early))} by blocks from {steady} on, the first of constant width")
     previous: dict[int, float] = {}
     for block, keep in zip(method.after, method.keep):
         tokens = card.tokens_after(block)

@@ -23,6 +23,9 @@ GOOD = {
     "efficient": dict(blocks=(1, 2)),
     "vitcod": dict(sparsity=0.8),
     "earlyexit": dict(after=(4, 5), gate="entropy"),
+    "evit": dict(after=(4, 7), keep=(0.7, 0.49), fuse=False),
+    "tome": dict(r=8, blocks=(2, 3)),
+    "ats": dict(after=(4, 5), tokens=0.5),
 }
 STAGED = ("spvit", "random")
 
