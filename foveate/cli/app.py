@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foveate import __version__
-from foveate.cli import bench_attention, cascade, exits, judge, know, learn, paths, profile, show, simulate, sweep, timing
+from foveate.cli import bench_attention, cascade, exits, export, judge, know, learn, paths, profile, show, simulate, sweep, thresholds, timing
 from foveate.cli.options import HELP_WORDS, Command, branching, command_of, example, paragraphs
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ _PANELS = {
             "foveate exits runs/exits --data fashion-mnist-subset",
             "foveate exits runs/exits --threshold 0.6 0.8 0.95 --accuracy 90 --out runs/exits/study",
         ),
+        thresholds.thresholds: example("foveate thresholds runs/iret --threshold 0 0.0004 0.0008 0.003 --split validation --out runs/iret/thresholds"),
         timing.bench: example(
             "foveate bench runs/spvit --batch 1 16 --backend openvino",
             "foveate bench deit_small_patch16_224 --plan spvit-deit-small",
@@ -85,6 +86,12 @@ _PANELS = {
     "Show": {
         show.demo: example("foveate demo --out runs/demo"),
         show.report: example("foveate report runs/demo"),
+    },
+    "Use": {
+        export.export: example(
+            "foveate export runs/spvit --to onnx",
+            "foveate export spvit-nano --to openvino --precision bf16 --out shoes",
+        ),
     },
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,23 +114,14 @@ def predict(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Predict the class of image files.
+    """Predict the class of image files; a folder that `foveate export` wrote predicts as well.
 
     Each is resized and normalised as the model was trained; transparency is ignored, and a photo is turned upright.
     """
-    from foveate.cli.targets import open_model, plan_of, target_of
-
     with answering(json) as answer:
-        target = target_of(model_or_run)
-        chosen = plan_of(target, plan)
-        with waiting("loading the model"):
-            from foveate.cli.images import class_names, preprocessing_for, read_picture
-
-            pictures = [read_picture(path) for path in images]
-            model = open_model(target, chosen, weights, pretrained)
-            names, transform = class_names(target, model), preprocessing_for(target, model).transform(None)
-        answers = _predictions(model, [transform(picture) for picture in pictures], device)
-        answer.data = {"model": model.card.name, "run": target.folder, "plan": str(chosen), "predictions": []}
+        about, names, transform, pictures, run = _reader(model_or_run, images, plan, weights, pretrained, device)
+        answers = run([transform(picture) for picture in pictures])
+        answer.data = {**about, "predictions": []}
         shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top, paths=True)
         for path, (chances, tokens, effort) in zip(images, answers):
             best = sorted(range(len(names)), key=lambda index: -chances[index])[:top]
@@ -179,6 +171,9 @@ def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device
     with waiting("counting"):
         ledger = count(model, trace=trace)
     figures = {"tokens_mean": trace.tokens_mean, "keep_rates": trace.keep_rates, "macs": ledger.macs}
+    if trace.rescued:
+        figures["rescued"] = len(trace.rescued)
+        note(f"a stage wanted no patch of {len(trace.rescued):,} of {trace.images:,} images; their best-scored patch stayed")
     if trace.exits:
         figures["exits"] = left_at(trace, result["correct"], model.exit_blocks)
     if trace.efforts and hasattr(model, "efforts"):
@@ -201,7 +196,31 @@ def chosen_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _predictions(model: AdaptiveModel | Cascade, inputs: list, device: str) -> list[tuple[list[float], list[int], int | None]]:
+def _reader(text: str, images: list[Path], plan: str | None, weights: Path | None, pretrained: bool, device: str):
+    """What the named model is, its class names, picture -> input, the pictures, and inputs -> answers."""
+    from foveate.cli.targets import open_model, plan_of, target_of
+
+    if (Path(text) / "artifact.json").is_file():
+        from foveate.cli.export import artifact_reader
+        from foveate.cli.images import read_picture
+
+        if plan or weights or pretrained:
+            raise FoveateError(f"another plan or other weights for the artifact {text}", "an artifact with its own", "give the run it was exported from instead")
+        with waiting("loading the artifact"):
+            about, names, transform, run = artifact_reader(Path(text))
+            return about, names, transform, [read_picture(path) for path in images], run
+    target = target_of(text)
+    chosen = plan_of(target, plan)
+    with waiting("loading the model"):
+        from foveate.cli.images import class_names, preprocessing_for, read_picture
+
+        pictures = [read_picture(path) for path in images]
+        model = open_model(target, chosen, weights, pretrained)
+        about = {"model": model.card.name, "run": target.folder, "plan": str(chosen)}
+        return about, class_names(target, model), preprocessing_for(target, model).transform(None), pictures, partial(_predictions, model, device)
+
+
+def _predictions(model: AdaptiveModel | Cascade, device: str, inputs: list) -> list[tuple[list[float], list[int], int | None]]:
     """Probabilities of all classes, tokens after each stage and (of a cascade) the effort that answered, image by image."""
     import torch
 

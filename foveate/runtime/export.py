@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,8 @@ from foveate.quantised import quantised
 from foveate.runtime import onnx_backend, openvino_backend
 from foveate.runtime.agreement import DECIDING_TOLERANCE, TOLERANCE, Agreement, agreement, require
 from foveate.runtime.artifact import BACKENDS, EXTRAS, FORMAT, MANIFEST, Artifact, digest_of, graph_runner, is_artifact
-from foveate.runtime.exported import exported_program, silent
+from foveate.runtime.decisions import Deciding, compared
+from foveate.runtime.exported import exported_program, mirrored, silent
 from foveate.runtime.loading import synthetic_images
 from foveate.runtime.maker import images_at_once
 from foveate.runtime.readme import readme
@@ -105,8 +107,7 @@ def _graph(model: AdaptiveModel, folder: Path, name: str, data: dict[str, Any], 
                                'leave it out: graphs of such plans take one image (or use select="topk")')
         batch = 1
     path = folder / f"{name}.{SUFFIX[to]}"
-    # Mirrored, so that no graph is checked on the images it was traced with.
-    _WRITERS[to](model, path, images.flip(-1).repeat(2, 1, 1, 1)[:2], batch, precision)
+    places = _WRITERS[to](model, path, images, batch, precision)
     entry = {"file": path.name, "plan": str(model.plan), "batch": batch}
     expected = eager(model, "fp32")
     refused = None
@@ -119,7 +120,7 @@ def _graph(model: AdaptiveModel, folder: Path, name: str, data: dict[str, Any], 
         except FoveateError as error:
             refused = error
             continue
-        return entry | {"parity": _record(found, precision, bool(model.plan.methods), tolerance)}
+        return entry | {"parity": _record(found, precision, bool(model.plan.methods), tolerance) | _decisions(model, images, places)}
     raise FoveateError(f"{refused.given}; nothing was written", refused.allowed, "export with --precision fp32 or --to torch, or allow more with --tolerance") from refused
 
 
@@ -171,29 +172,58 @@ def _tokens(trace) -> dict[str, Any]:
             "blocks_range": [[min(counts), max(counts)] for counts in trace.block_tokens]}
 
 
-def _write_onnx(model: nn.Module, path: Path, images: Tensor, batch: int | None, precision: str) -> None:
-    graph = onnx_backend.onnx_graph(model, images, single=batch == 1)
-    path.write_bytes(onnx_backend.fixed(graph, batch).SerializeToString())
+def _decisions(model: AdaptiveModel, images: Tensor, places: list[list[np.ndarray]]) -> dict[str, Any]:
+    if not places:
+        return {}
+    with torch.inference_mode():
+        trace = model.traced(images.to(next(model.parameters())))[1]
+    return {"decisions": compared(places, trace.kept, trace.after)}
 
 
-def _write_ort(model: nn.Module, path: Path, images: Tensor, batch: int | None, precision: str) -> None:
-    graph = onnx_backend.onnx_graph(model, images, single=batch == 1)
-    onnx_backend.write_ort(onnx_backend.fixed(graph, batch), path)
+def _write_onnx(model: AdaptiveModel, path: Path, images: Tensor, batch: int | None, precision: str) -> list[list[np.ndarray]]:
+    stages = [f"places_{block}" for block in model.pruning_blocks]
+    graph = onnx_backend.onnx_graph(Deciding(model), mirrored(images), batch == 1, stages)
+    session = onnx_backend.onnx_session(graph, None) if stages else None
+    places = _places(lambda group: session.run(stages, {onnx_backend.INPUT: group.numpy()}), images, batch) if stages else []
+    graph = onnx_backend.fixed(onnx_backend.only_logits(graph), batch)
+    if path.suffix == ".ort":
+        onnx_backend.write_ort(graph, path)
+    else:
+        path.write_bytes(graph.SerializeToString())
+    return places
 
 
-def _write_openvino(model: nn.Module, path: Path, images: Tensor, batch: int | None, precision: str) -> None:
-    graph = openvino_backend.openvino_graph(model, images, single=batch == 1)
+def _write_openvino(model: AdaptiveModel, path: Path, images: Tensor, batch: int | None, precision: str) -> list[list[np.ndarray]]:
+    openvino = openvino_backend.openvino
+    graph = openvino_backend.openvino_graph(Deciding(model), mirrored(images), single=batch == 1)
+    places = []
+    if model.pruning_blocks:
+        compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": openvino_backend.HINTS[precision]})
+        places = _places(lambda group: [compiled(group.numpy())[n] for n in range(1, len(graph.outputs))], images, batch)
+    graph = openvino.Model(graph.get_results()[:1], graph.get_parameters(), "foveate")
     if batch is not None:
         graph.reshape([batch, *images.shape[1:]])
-    openvino_backend.openvino.save_model(graph, path, compress_to_fp16=False)
+    openvino.save_model(graph, path, compress_to_fp16=False)
+    return places
 
 
-def _write_torch(model: nn.Module, path: Path, images: Tensor, batch: int | None, precision: str) -> None:
+def _write_torch(model: AdaptiveModel, path: Path, images: Tensor, batch: int | None, precision: str) -> list[list[np.ndarray]]:
     with silent():
-        torch.export.save(exported_program(model, images, batch, precision), path)
+        torch.export.save(exported_program(model, mirrored(images), batch, precision), path)
+    if not model.pruning_blocks:
+        return []
+    # An exported graph cannot give up an output, so that decisions are looked at in a second one.
+    deciding = exported_program(Deciding(model), mirrored(images), 1 if batch == 1 else None, precision).module()
+    return _places(lambda group: [places.numpy() for places in deciding(group)[1:]], images, batch)
 
 
-_WRITERS = {"onnx": _write_onnx, "ort": _write_ort, "openvino": _write_openvino, "torch": _write_torch}
+def _places(run: Callable[[Tensor], list[np.ndarray]], images: Tensor, batch: int | None) -> list[list[np.ndarray]]:
+    """[stage][group] of what a deciding graph says: all images at once, or one by one where it takes one."""
+    with torch.inference_mode():
+        return [list(stage) for stage in zip(*(run(group) for group in (images.split(1) if batch == 1 else [images])))]
+
+
+_WRITERS = {"onnx": _write_onnx, "ort": _write_onnx, "openvino": _write_openvino, "torch": _write_torch}
 
 
 def _check(model: nn.Module, to: str, precision: str, batch: int | None) -> None:

@@ -20,7 +20,8 @@ class _Cast(nn.Module):
         self.model, self.dtype = model.to(dtype), dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.to(self.dtype)).float()
+        found = self.model(images.to(self.dtype))
+        return found.float() if isinstance(found, Tensor) else (found[0].float(), *found[1:])
 
 
 def exported_program(model: nn.Module, images: Tensor, batch: int | None, precision: str = "fp32") -> torch.export.ExportedProgram:
@@ -47,6 +48,11 @@ def exported_program(model: nn.Module, images: Tensor, batch: int | None, precis
             allowed="models without decisions in Python that depend on the image" + (", and with a free batch size" if batch is None else ""),
             do='load it with backend="torch"',
         ) from error
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Two images to convert with: mirrored, so that a graph is never checked on the images it was traced with."""
+    return images.flip(-1).repeat(2, 1, 1, 1)[:2]
 
 
 def named(error: Exception) -> str:

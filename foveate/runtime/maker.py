@@ -12,6 +12,7 @@ from foveate.errors import FoveateError
 from foveate.quantised import quantised
 from foveate.runtime.agreement import agreement, require
 from foveate.runtime.engine import Engine
+from foveate.runtime.exported import mirrored
 from foveate.runtime.onnx_backend import onnx_graph, onnx_runner
 from foveate.runtime.openvino_backend import openvino_graph, openvino_runner
 from foveate.runtime.torch_backend import compiled, eager
@@ -105,20 +106,15 @@ class Maker:
 
     @cached_property
     def _onnx(self) -> Callable[[Tensor], Tensor]:
-        return onnx_runner(onnx_graph(self.model, self._mirrored, single=self._limit == 1), self.threads)
+        return onnx_runner(onnx_graph(self.model, mirrored(self.example), single=self._limit == 1), self.threads)
 
     @cached_property
     def _graph(self):
         """The OpenVINO graph or why there is none, so that a failed conversion is not tried again for another precision."""
         try:
-            return openvino_graph(self.model, self._mirrored, single=self._limit == 1)
+            return openvino_graph(self.model, mirrored(self.example), single=self._limit == 1)
         except FoveateError as error:
             return error
-
-    @property
-    def _mirrored(self) -> Tensor:
-        """Two images to convert with: mirrored, so that a graph is never checked on the images it was traced with."""
-        return self.example.flip(-1).repeat(2, 1, 1, 1)[:2]
 
     @cached_property
     def _limit(self) -> int | None:

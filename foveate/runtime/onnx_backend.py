@@ -1,6 +1,6 @@
 """ONNX Runtime as a backend: one graph for all batch sizes, in float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +11,10 @@ from foveate.runtime.exported import exported_program, named, silent
 
 try:
     import onnx
+    import onnx_ir
     import onnxruntime
     import onnxscript  # noqa: F401  torch's exporter needs it
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 except ImportError:  # an extra: `installed_backends` leaves it out
     onnx = onnxruntime = None
 
@@ -20,17 +22,18 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 Graph = "onnx.ModelProto | bytes | str | Path"
 
 
-def onnx_graph(model: nn.Module, images: Tensor, single: bool) -> "onnx.ModelProto":
+def onnx_graph(model: nn.Module, images: Tensor, single: bool, outputs: Sequence[str] = ()) -> "onnx.ModelProto":
     """Convert a copy of `model`, in evaluation mode and float32, to an ONNX graph from "images" to "logits".
 
     images: [B, C, H, W] to trace with. They must not be those of the later check, or a decision frozen into the graph
     would pass unseen. single: the graph takes one image (per-image token counts); otherwise any number.
+    outputs: names of what the model returns behind the logits.
     Raises FoveateError where torch cannot export the model or an operation has no ONNX form.
     """
     program = exported_program(model, images, 1 if single else None)
     try:
         with silent():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
+            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT, *outputs])
             graph = made.model_proto
     except Exception as error:  # the exporter raises whatever its translation raises
         raise FoveateError(
@@ -42,7 +45,19 @@ def onnx_graph(model: nn.Module, images: Tensor, single: bool) -> "onnx.ModelPro
 
 
 def onnx_runner(graph: Graph, threads: int | None) -> Callable[[Tensor], Tensor]:
-    """A call from images to logits, both float32 on the CPU.
+    """A call from images to logits, both float32 on the CPU; arguments and errors as of `onnx_session`."""
+    session = onnx_session(graph, threads)
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor:
+        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        return torch.from_numpy(session.run([OUTPUT], {name: array})[0]).to(images.device)
+
+    return run
+
+
+def onnx_session(graph: Graph, threads: int | None) -> "onnxruntime.InferenceSession":
+    """ONNX Runtime's session of a graph on the CPU.
 
     graph: an ONNX model, its bytes, or the path of an .onnx or .ort file. threads: torch's number of threads if None.
     Raises FoveateError for a graph that ONNX Runtime does not take.
@@ -53,20 +68,21 @@ def onnx_runner(graph: Graph, threads: int | None) -> Callable[[Tensor], Tensor]
     options.log_severity_level = 4
     given = str(graph) if isinstance(graph, str | Path) else graph if isinstance(graph, bytes) else graph.SerializeToString()
     try:
-        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class but this
         raise FoveateError(
             given=f"a graph that ONNX Runtime cannot load ({named(error)})",
             allowed="ONNX graphs of operations that it has on the CPU",
             do='load it with backend="torch"',
         ) from error
-    name = session.get_inputs()[0].name
 
-    def run(images: Tensor) -> Tensor:
-        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(session.run(None, {name: array})[0]).to(images.device)
 
-    return run
+def only_logits(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The graph without its other outputs and what only they needed."""
+    del graph.graph.output[1:]
+    model = onnx_ir.serde.deserialize_model(graph)
+    RemoveUnusedNodesPass()(model)
+    return onnx_ir.serde.serialize_model(model)
 
 
 def fixed(graph: "onnx.ModelProto", batch: int | None) -> "onnx.ModelProto":

@@ -23,7 +23,7 @@ def readme(data: dict[str, Any]) -> str:
     several = f"Efforts behind gates: {', '.join(g['file'] for g in data['graphs'])}; each gate in artifact.json says which images go on to the next."
     lines = [
         f"{data['backbone']}, {data['plan']}, {data['precision']}: written by foveate {data['foveate']}. Everything about it is in artifact.json.",
-        f"Input \"images\": float32 {data['input']['shape']} ({batch}), RGB. Output \"logits\": float32 {data['output']['shape']}.",
+        f"Input \"images\": float32 {_shape(data['input'])} ({batch}), RGB. Output \"logits\": float32 {_shape(data['output'])}.",
         f"Resize to {to['image_size']} pixels a side ({to['interpolation']}, centre crop {to['crop_pct']}), divide by 255, subtract {to['mean']}, divide by {to['std']}.",
         f"  {install}",
         f"  {load.format(file=first['file'], hint=hint)}",
@@ -34,3 +34,7 @@ def readme(data: dict[str, Any]) -> str:
         "With foveate: fv.runtime.load_artifact(FOLDER)(images), or `foveate predict FOLDER picture.png`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shape(side: dict[str, Any]) -> str:
+    return f"[{', '.join(map(str, side['shape']))}]"
