@@ -51,18 +51,27 @@ ROWS = {
     "pivot+vitality": lambda: [fv.PIVOT(skip=(2, 3)), fv.ViTALiTy()],
     "topk-late": lambda: [fv.SPViT(after=(3,), keep=(0.4,))],
     "argmax-late+vitality": lambda: [fv.ViTALiTy(), fv.SPViT(after=(3,), keep=(0.4,), select="argmax")],
+    "exits": lambda: [fv.EarlyExit(after=(1, 2, 3))],
+    "exits-entropy": lambda: [fv.EarlyExit(after=(1, 3), gate="entropy")],
+    "exits-patience": lambda: [fv.EarlyExit(after=(1, 2, 3, 4), gate="patience", threshold=1)],
+    "exits+topk": lambda: [fv.SPViT(**STAGES), fv.EarlyExit(after=(1, 3))],
+    "exits+argmax": lambda: [fv.EarlyExit(after=(1, 2, 3)), fv.SPViT(**STAGES, select="argmax")],
+    "exits+vitality": lambda: [fv.ViTALiTy(), fv.EarlyExit(after=(1, 2, 3), gate="margin")],
+    "exits+pivot": lambda: [fv.EarlyExit(after=(2, 3)), fv.PIVOT(skip=(2, 3))],
+    "exits+argmax+vitality": lambda: [fv.ViTALiTy(), fv.SPViT(**STAGES, select="argmax"), fv.EarlyExit(after=(1, 2, 3))],
     "structure+pivot+random": lambda: [fv.Structure(keep=0.7), fv.PIVOT(skip=(1, 4)), fv.Random(after=(2,), keep=(0.5,))],
 }
 PRUNING = [row for row in ROWS if any(m.prunes for m in ROWS[row]())]
-EVERYWHERE = ("topk", "argmax", "argmax-bare", "light-package", "random", "vitality", "vitality+argmax", "pivot", "pivot+argmax")
+EXITS = [row for row in ROWS if row.startswith("exits")]
+EVERYWHERE = ("topk", "argmax", "argmax-bare", "light-package", "random", "vitality", "vitality+argmax", "pivot", "pivot+argmax", "exits", "exits+argmax")
 UNSTEADY = ("sparse", "lowrank+sparse", "sparse+argmax")  # which pairs exceed T depends on the last bit of a 4-bit rounding
 LINEAR = ("linformer", "performer", "lineartransformer", "efficient", "linformer+argmax", "performer+topk")
 REFUSED = {("swin", "vitality"), ("swin", "vitality+argmax")}  # shifted windows forbid pairs
 TABLE = [(row, "deit") for row in ROWS]
 TABLE += [(row, key) for key in tiny.MODELS if key != "deit" for row in EVERYWHERE if (key, row) not in REFUSED]
 TABLE += [(row, key) for row in (*LINEAR, "vitcod", "vitcod+topk", "vitcod+argmax") for key in ("siglip", "eva02", "pit")]
-TABLE += [(row, key) for key in tiny.WIDENING for row in ("nothing", "structure", "vitality", "pivot-some", "topk-late", "argmax-late+vitality")]
-TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some")]
+TABLE += [(row, key) for key in tiny.WIDENING for row in ("nothing", "structure", "vitality", "pivot-some", "topk-late", "argmax-late+vitality", "exits")]
+TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some", "exits")]
 BATCH_NORM = {"lvvit", "iret", *tiny.ATTENTION_ONLY}  # which works on the batch in training
 
 
@@ -147,8 +156,10 @@ def test_masked_equals_packed_under_replayed_decisions(row, key):
         if key not in BATCH_NORM:
             same(fast.train().masked(images, trace), logits)
     assert repeated.tokens == trace.tokens and repeated.block_tokens == trace.block_tokens
+    if row in EXITS:
+        assert len(set(trace.exits)) > 1 and repeated.exits == trace.exits, "all images leave at one place: this test shows nothing"
     if row in PRUNING:
-        assert min(trace.tokens[-1]) < fast.card.prefix_tokens + fast.card.blocks[0].patches, "nothing was pruned: this test shows nothing"
+        assert min(filter(None, trace.tokens[-1])) < fast.card.prefix_tokens + fast.card.blocks[0].patches, "nothing was pruned: this test shows nothing"
         assert not torch.allclose(logits, tiny.model(key)(images), atol=1e-4)
 
 
@@ -190,6 +201,7 @@ def test_a_batch_of_one_equals_a_batch_of_n(row, key):
             alone, own = fast.traced(image[None])
             same(alone[0], logits[i])
             assert own.tokens == [[stage[i]] for stage in trace.tokens]
+            assert own.exits == trace.exits[i : i + 1] and own.block_tokens == [[block[i]] for block in trace.block_tokens]
             assert all((k[0] == t[i]).all() for k, t in zip(own.kept, trace.kept))
 
 
@@ -223,7 +235,11 @@ def test_every_row_has_a_digest_of_its_own():
                          + [("argmax", key) for key in tiny.MODELS if key != "one-head"])
 def test_cross_entropy_alone_reaches_every_new_parameter(row, key):
     fast, images = adapted(row, key).train(), tiny.images(key, 8)
-    F.cross_entropy(fast(images), torch.arange(8) % 7).backward()
+    labels, outputs = torch.arange(8) % 7, fast.training_outputs(images)
+    loss = F.cross_entropy(outputs.logits, labels)
+    if row in EXITS:  # the logits of the last exit know nothing of the exits before it
+        loss = loss + sum(fast.label_losses(outputs, labels).values())
+    loss.backward()
     parameters = dict(fast.method_parameters())
     assert parameters and set(parameters) == {n for n, _ in fast.named_parameters()} - {n for n, _ in tiny.model(key).named_parameters()}
     for name, parameter in parameters.items():
@@ -236,7 +252,8 @@ def test_a_training_step_in_mixed_precision_stays_finite(row):
     fast, images = adapted(row).train(), tiny.images()
     with torch.autocast("cpu", torch.bfloat16):
         out = fast.training_outputs(images)
-        loss = F.cross_entropy(out.logits, torch.arange(3)) + sum(out.terms.values()) + (out.tokens.mean(-1) * out.live).sum()
+        terms = (*out.terms.values(), *fast.label_losses(out, torch.arange(3)).values())
+        loss = F.cross_entropy(out.logits, torch.arange(3)) + sum(terms) + (out.tokens.mean(-1) * out.live).sum()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in fast.parameters() if p.grad is not None)
 
@@ -263,6 +280,15 @@ def test_per_image_plans_trace_at_batch_one(row, key):
         assert len(set(trace.tokens[-1])) > 1, "all images keep equally many tokens: this test shows nothing"
         for image, logits in zip(images, expected):
             same(traced(image[None])[0], logits)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("row", EXITS)
+def test_a_plan_with_exits_is_refused_as_one_graph(row):
+    fast, images = adapted(row), tiny.images()
+    for export in (lambda: torch.export.export(fast, (images,)), lambda: torch.jit.trace(fast, (images[:1],), check_trace=False)):
+        with refused("exits after block", "one exported", "segments"):
+            export()
 
 
 # restore
@@ -412,7 +438,7 @@ def test_pruning_is_refused_where_tokens_must_stay(row, key):
 
 @pytest.mark.parametrize("row", ["topk", "random", "structure+argmax"])
 def test_pruning_by_own_scores_is_refused_before_the_last_widening(row):
-    with pytest.raises(fv.FoveateError, match=r"(?s)after=\[1, 3\].*block 3 of iret_small.*the first of constant width"):
+    with pytest.raises(fv.FoveateError, match=r"(?s)after=\[1, 3\].*blocks 3\.\.\.3 of iret_small.*from 3 on, the first of constant width"):
         fv.adapt(tiny.model("iret"), plan_of(row))
 
 
@@ -475,7 +501,7 @@ def test_copies_and_types_of_an_adapted_model_work(row):
         assert torch.equal(pickle.loads(pickle.dumps(fast))(images), expected), "a process that receives the model has the same"
 
 
-@pytest.mark.parametrize("row, key", [("topk", "deit"), ("argmax", "deit"), ("argmax", "siglip"), ("argmax", "swin"), ("topk", "pit")])
+@pytest.mark.parametrize("row, key", [("topk", "deit"), ("argmax", "deit"), ("argmax", "siglip"), ("argmax", "swin"), ("topk", "pit"), ("exits+argmax", "deit"), ("exits+argmax", "swin")])
 def test_half_precision_and_autocast_repeat_the_decisions(row, key):
     fast, images = adapted(row, key), tiny.images(key)
     with torch.inference_mode():

@@ -172,9 +172,10 @@ class IncrementalTransformer(nn.Module):
 
 
 def _check_widths(dims: tuple[int, ...], blocks: tuple[int, ...], depth: int, heads: int) -> None:
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (*dims, *blocks))
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (*dims, *blocks, depth, heads))
     if not whole or not blocks or len(dims) != len(blocks) + 1:
-        raise FoveateError(f"embed_dims={dims}, widen_at={blocks}", "whole numbers > 0: widening blocks, and one width more than there are of them",
+        raise FoveateError(f"embed_dims={dims}, widen_at={blocks}, depth={depth}, num_heads={heads}",
+                           "whole numbers > 0: widening blocks, and one width more than there are of them",
                            "give such as embed_dims=(192, 294, 348, 384), widen_at=(4, 5, 6)")
     if any(a >= b for a, b in zip((1, *blocks), blocks)) or blocks[-1] > depth:
         raise FoveateError(f"widen_at={blocks} of {depth} blocks", f"increasing numbers from 2 to {depth}: block 1 reads the first embedding",
@@ -202,7 +203,8 @@ def _check_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
 
 _SHARED = {"fixed_input_size": True, "interpolation": "bicubic", "first_conv": ("patch_embed.proj", "sampler.conv1"), "classifier": ("head", "head_dist")}
 _IMAGENET = {"input_size": (3, 224, 224), "crop_pct": 0.9, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "num_classes": 1000}
-_FASHION_MNIST = {"input_size": (3, 28, 28), "crop_pct": 1.0, "mean": (0.2860,) * 3, "std": (0.3530,) * 3, "num_classes": 10, "label_names": FASHION_MNIST_LABELS}
+_FASHION_MNIST = {"input_size": (3, 28, 28), "crop_pct": 1.0, "mean": (0.2860,) * 3, "std": (0.3530,) * 3, "num_classes": 10,
+                  "label_names": FASHION_MNIST_LABELS}
 default_cfgs = generate_default_cfgs({
     "iret_small": _SHARED | _IMAGENET, "iret_tiny": _SHARED | _IMAGENET, "iret_nano": _SHARED | _FASHION_MNIST})
 

@@ -13,7 +13,6 @@ from foveate.backbones.iret_focus import Focus
 from foveate.backbones.iret_sampler import Lifting, Repeat, Wavelet
 from foveate.backbones.pooling import pooled_head
 from foveate.backbones.vit import ViT, attention_rows
-from foveate.nn.attention import SKIP
 from foveate.nn.precision import at_least_float32
 from foveate.nn.tokens import PREFIX, Tokens, dense, prefix_rows
 

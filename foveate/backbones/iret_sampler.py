@@ -153,4 +153,6 @@ def sampler(kind: str, in_chans: int, layers: int, lifting_channels: int, wavele
                            'name fewer blocks in widen_at, or take sampler="original"')
     if kind == "dwt":
         return Wavelet(in_chans, wavelet, device, dtype)
+    if isinstance(lifting_channels, bool) or not isinstance(lifting_channels, int) or lifting_channels < 1:
+        raise FoveateError(f"lifting_channels={lifting_channels!r}", "a whole number >= 1", "take 3, or 8 as fits the paper's 17.24 M parameters")
     return Lifting(in_chans, lifting_channels, device, dtype)

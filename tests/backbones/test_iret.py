@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
@@ -57,9 +58,9 @@ def test_parameters_of_the_blocks_and_of_the_lifting_scheme():
     model = meta("iret_small")
     size = lambda part: sum(p.numel() for p in part.parameters())
     assert (size(model.blocks), size(model.sampler), size(meta("iret_small", lifting_channels=8).sampler)) == (16_254_666, 666, 4_056)
-    grown = {growth: size(meta("iret_small", prefix_growth=growth)) for growth in GROWTHS}
-    assert grown["zeros"] == grown["mean"] == grown["learned"] - 2 * 2 * 192  # an embedding and a position for both tokens
-    assert grown["projection"] - grown["zeros"] == 193 * 294 + 295 * 348 + 349 * 384
+    grown = {growth: size(meta("iret_nano", prefix_growth=growth)) for growth in GROWTHS}
+    assert grown["zeros"] == grown["mean"] == grown["learned"] - 2 * 2 * 48  # an embedding and a position for both tokens
+    assert grown["projection"] - grown["zeros"] == 49 * 72 + 73 * 87 + 88 * 96
 
 
 def test_widths_and_heads_of_every_block():
@@ -96,6 +97,15 @@ def test_every_setting_is_counted(settings):
     model = meta("iret_nano", **settings)
     assert count(model).macs == counted(model) > count(model, include="blocks").macs
     assert count(model).params == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("key", tiny.WIDENING)
+def test_the_count_behind_the_widening_is_what_the_packed_run_multiplied(key):
+    fast, images = tiny.adapted(fv.Plan([fv.Random(after=(3,), keep=(0.4,), package=False)]), key), tiny.images(key, 1)
+    fast.requires_grad_(False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _, trace = fast.traced(images)
+    assert count(fast, trace=trace).macs == count(fast).macs == counter.get_total_flops() / 2
 
 
 def test_cost_of_the_lifting_scheme():
@@ -352,6 +362,7 @@ def test_layers_get_their_learning_rate_from_their_block():
     (dict(widen_at=(4, 5)), "one width more"),
     (dict(widen_at=(4.0, 5, 6)), "whole numbers"),
     (dict(embed_dims=(192, 192, 348, 384)), "widths that grow"),
+    (dict(num_heads=0), "num_heads=0.*whole numbers > 0"),
     (dict(embed_dims=(192, 296, 348, 384)), "width of 296 for 6 heads.*294 or 300"),
     (dict(embed_dims=(192, 200, 348, 384), num_heads=4), None),
     (dict(sampler="fourier"), "sampler='fourier'"),

@@ -159,4 +159,7 @@ def test_samplers_that_cannot_be_are_refused():
     for kind in ("lifting", "dwt"):
         with pytest.raises(FoveateError, match="(?s)4 IRET layers.*1 to 3"):
             sampler(kind, 3, 4, 3, "haar")
+    for channels in (0, -3, 2.5, True, "3"):
+        with pytest.raises(FoveateError, match=f"lifting_channels={channels!r}"):
+            sampler("lifting", 3, 3, channels, "haar")
     assert sampler("original", 3, 4, 3, "haar").layers == 4
