@@ -34,6 +34,24 @@ def token_grid(model: AdaptiveModel, trace: Trace, pixels: np.ndarray, title: st
     return TokenGrid(title, pixels, tuple(trace.kept), grids, stage_names(trace), labels)
 
 
+@torch.no_grad()
+def focus_grids(model: AdaptiveModel, images: Tensor, trace: Trace, labels: tuple[str, ...] = ()) -> tuple[TokenGrid, ...]:
+    """Fig. 18 of IRET: for each IRET layer that sees a sub-band, how strong that is where patches stay (mean absolute value over its channels).
+
+    Empty for a plan without iret.
+    """
+    config = model.plan.find("iret")
+    if config is None:
+        return ()
+    _, bands = model.anatomy.model.sample(images)
+    layers = config.layers(model.card)
+    strength = bands[:, : config.bands(model.card)].float().abs().mean(2)
+    pictures = (255 * strength / strength.amax((2, 3), keepdim=True).clamp_min(1e-12)).byte().cpu().numpy()
+    return tuple(TokenGrid(f"Focus of block {layer}", pictures[:, number], (trace.kept[trace.after.index(layer - 1)],),
+                           (tuple(model.card.block(layer).grid),), (f"sub-band {number + 1} where block {layer} widens",), labels)
+                 for number, layer in enumerate(layers[: pictures.shape[1]]))
+
+
 def token_counts(model: AdaptiveModel, trace: Trace, plan: str) -> TokenCounts:
     """How many patch tokens each image of `trace` kept."""
     return TokenCounts(plan, tuple(k.sum(1) for k in trace.kept), tuple(model.card.tokens_after(b) for b in trace.after), stage_names(trace))
@@ -121,7 +139,7 @@ def inspect(what: str, model: AdaptiveModel, data, out: str | Path, count: int |
         if not trace.kept:
             raise FoveateError(f"a model whose plan is {model.plan}", "plans that prune tokens", "give --plan, or inspect a run such as the embedded spvit-nano")
         rates = ", ".join(f"{100 * r:.0f} %" for r in trace.keep_rates)
-        results = Results(title, f"Patches alive after each stage: {rates}.", grids=(token_grid(model, trace, pixels_of(data, images), "Kept tokens", labels),),
+        results = Results(title, f"Patches alive after each stage: {rates}.", grids=(token_grid(model, trace, pixels_of(data, images), "Kept tokens", labels), *focus_grids(model, images, trace, labels)),
                           counts=(token_counts(model, trace, str(model.plan)),), made=made)
     save_results(out, results)
     return write_report(Path(out) / "report.html", results)

@@ -66,14 +66,14 @@ class IRETHooks(Hooks):
         """The tokens without the patches whose attention lies below the threshold (Fig. 10); at least one patch of an image stays."""
         threshold = self.thresholds[block]
         if run.replay is None and (run.sample or not threshold):
-            run.pruned(block, 1.0, tokens)
+            run.pruned(block, None, tokens)
             return tokens
 
         def score(patches: Tensor, _) -> Tensor:
             row = patches.new_ones(patches.shape[:-1]) if run.replay is not None else _attention(block, tokens, run).view(patches.shape[:-1])
             return torch.stack([row, torch.full_like(row, threshold)], -1)
 
-        return prune_stage(tokens, run, Rule(block, 1.0, "argmax", package=False, noise=None), score)
+        return prune_stage(tokens, run, Rule(block, None, "argmax", package=False, noise=None), score)
 
 
 def _attention(block: int, tokens: Tokens, run: Run) -> Tensor:
