@@ -182,7 +182,7 @@ def _decisions(model: AdaptiveModel, images: Tensor, places: list[list[np.ndarra
 
 def _write_onnx(model: AdaptiveModel, path: Path, images: Tensor, batch: int | None, precision: str) -> list[list[np.ndarray]]:
     stages = [f"places_{block}" for block in model.pruning_blocks]
-    graph = onnx_backend.onnx_graph(Deciding(model), mirrored(images), batch == 1, stages)
+    graph = onnx_backend.onnx_graph(Deciding(model), mirrored(images), batch == 1, outputs=stages)
     session = onnx_backend.onnx_session(graph, None) if stages else None
     places = _places(lambda group: session.run(stages, {onnx_backend.INPUT: group.numpy()}), images, batch) if stages else []
     graph = onnx_backend.fixed(onnx_backend.only_logits(graph), batch)

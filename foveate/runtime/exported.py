@@ -1,9 +1,10 @@
 """From a model to a graph of torch.export: what ONNX and torch artifacts are written from."""
 
 import copy
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,22 +25,24 @@ class _Cast(nn.Module):
         return found.float() if isinstance(found, Tensor) else (found[0].float(), *found[1:])
 
 
-def exported_program(model: nn.Module, images: Tensor, batch: int | None, precision: str = "fp32") -> torch.export.ExportedProgram:
+def exported_program(
+    model: nn.Module, images: Tensor | Sequence[Tensor], batch: int | None, precision: str = "fp32"
+) -> torch.export.ExportedProgram:
     """The graph of a copy of `model`, in evaluation mode, from float32 images to float32 logits.
 
     images: [B, C, H, W] to trace with; not those of a later check, or a decision frozen into the graph would pass unseen.
-    batch: images that the graph takes, None for any number. precision: "fp32" or "bf16".
+    Of a segment all that it takes, tensors [B, n, ...]. batch: images that the graph takes, None for any number; where it
+    is 1, n is free. precision: "fp32" or "bf16".
     Raises FoveateError where torch cannot export it.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float32)
     twin = twin if precision == "fp32" else _Cast(twin, torch.bfloat16)
     # Two images where any number may come: a batch of one would become a constant of the graph.
     count = 2 if batch is None else batch
-    images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count].to("cpu", torch.float32)
-    shapes = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
+    given = tuple(on_cpu(torch.cat([tensor] * -(-count // len(tensor)))[:count]) for tensor in ([images] if isinstance(images, Tensor) else images))
     try:
         with silent(), torch.no_grad():
-            return torch.export.export(twin, (images,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(twin, given, dynamic_shapes=_shapes(twin, given, batch), strict=False)
     except FoveateError:
         raise
     except Exception as error:  # torch raises whatever the traced code and its own tracing raise
@@ -48,6 +51,23 @@ def exported_program(model: nn.Module, images: Tensor, batch: int | None, precis
             allowed="models without decisions in Python that depend on the image" + (", and with a free batch size" if batch is None else ""),
             do='load it with backend="torch"',
         ) from error
+
+
+def _shapes(model: nn.Module, given: Sequence[Tensor], batch: int | None) -> tuple | None:
+    """Which dimensions are free: the batch, or of one image the tokens, which are dimension 1 of all but maps."""
+    if batch is None:
+        free = [{0: torch.export.Dim("batch", min=1)}] * len(given)
+    else:
+        # A segment before the first stage works on all patches, whose number is no longer free there.
+        free = [{1: torch.export.Dim.AUTO} if batch == 1 and tensor.dim() < 4 else None for tensor in given]
+    # A forward of *given takes its arguments as one tuple.
+    variadic = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(model.forward).parameters.values())
+    return (tuple(free),) if variadic else tuple(free)
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Detached and on the CPU, in float32 where it is floating."""
+    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
 def mirrored(images: Tensor) -> Tensor:

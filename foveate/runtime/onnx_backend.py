@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.runtime.exported import exported_program, named, silent
+from foveate.runtime.exported import exported_program, named, on_cpu, silent
 
 try:
     import onnx
@@ -22,18 +22,21 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 Graph = "onnx.ModelProto | bytes | str | Path"
 
 
-def onnx_graph(model: nn.Module, images: Tensor, single: bool, outputs: Sequence[str] = ()) -> "onnx.ModelProto":
+def onnx_graph(
+    model: nn.Module, images: Tensor | Sequence[Tensor], single: bool, inputs: Sequence[str] = (INPUT,), outputs: Sequence[str] = ()
+) -> "onnx.ModelProto":
     """Convert a copy of `model`, in evaluation mode and float32, to an ONNX graph from "images" to "logits".
 
     images: [B, C, H, W] to trace with. They must not be those of the later check, or a decision frozen into the graph
-    would pass unseen. single: the graph takes one image (per-image token counts); otherwise any number.
-    outputs: names of what the model returns behind the logits.
+    would pass unseen. Of a segment all that it takes, tensors [B, n, ...]. single: the graph takes one image (per-image
+    token counts: n is free, too); otherwise any number. inputs: names of what the model takes. outputs: of what it
+    returns behind the logits.
     Raises FoveateError where torch cannot export the model or an operation has no ONNX form.
     """
     program = exported_program(model, images, 1 if single else None)
     try:
         with silent():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT, *outputs])
+            made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=list(inputs), output_names=[OUTPUT, *outputs])
             graph = made.model_proto
     except Exception as error:  # the exporter raises whatever its translation raises
         raise FoveateError(
@@ -46,12 +49,19 @@ def onnx_graph(model: nn.Module, images: Tensor, single: bool, outputs: Sequence
 
 def onnx_runner(graph: Graph, threads: int | None) -> Callable[[Tensor], Tensor]:
     """A call from images to logits, both float32 on the CPU; arguments and errors as of `onnx_session`."""
-    session = onnx_session(graph, threads)
-    name = session.get_inputs()[0].name
+    call = onnx_caller(graph, threads)
+    return lambda images: call([images])[0].to(images.device)
 
-    def run(images: Tensor) -> Tensor:
-        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(session.run([OUTPUT], {name: array})[0]).to(images.device)
+
+def onnx_caller(
+    graph: Graph, threads: int | None, inputs: Sequence[str] = (INPUT,), outputs: Sequence[str] = ()
+) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A call from all inputs of a graph to its logits and what stands behind them, by the names given to `onnx_graph`."""
+    session = onnx_session(graph, threads)
+
+    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        arrays = {name: on_cpu(tensor).contiguous().numpy() for name, tensor in zip(inputs, given, strict=True)}
+        return tuple(map(torch.from_numpy, session.run([OUTPUT, *outputs], arrays)))
 
     return run
 
