@@ -46,6 +46,10 @@ class Ask:
     def anything(self) -> bool:
         return self.budget_ms is not None or self.budget_mj is not None
 
+    def arguments(self) -> dict[str, Any]:
+        """As AdaptiveModel.forward takes them."""
+        return {"budget_ms": self.budget_ms, "budget_mj": self.budget_mj, "strict": self.strict, "target": self.target}
+
     def check(self, exits: bool, training: bool, what: str) -> None:
         """Raises FoveateError where nothing can be saved: a model (`what`, in words) without exits, or in training."""
         name = "budget_mj" if self.budget_ms is None else "budget_ms"
@@ -75,9 +79,8 @@ def allowance(cut: Cut, known: SegmentCosts | None, images: Tensor, ask: Ask) ->
         limits = limits_of(ask.budget_ms, len(images), "budget_ms")
         costs = with_latency(cut, costs, images)
         budgets.append(TimeBudget(costs, limits, clock))
-    where = "the first effort" if isinstance(cut.plan, CascadePlan) else f"the exit after block {cut.ends[0]}"
     tokens = [cut.tokens] * len(images)
-    return (begin(budgets, tokens, f"{where} of {cut.cards[0].name}", ask.strict) if tokens else Allowance(budgets)), costs
+    return (begin(budgets, tokens, cut.first, ask.strict) if tokens else Allowance(budgets)), costs
 
 
 def with_latency(cut: Cut, known: SegmentCosts, images: Tensor) -> SegmentCosts:
@@ -88,7 +91,9 @@ def with_latency(cut: Cut, known: SegmentCosts, images: Tensor) -> SegmentCosts:
 
 
 def with_energy(cut: Cut, known: SegmentCosts, target: str) -> SegmentCosts:
-    """`known` with energies on `target`."""
+    """`known` with energies on `target`. Raises FoveateError where nobody knows what runs."""
+    if not cut.cards:
+        raise FoveateError("budget_mj for graphs of an unknown backbone", "models and run folders, of which the operations are known", "use budget_ms, or load the run itself")
     return known if known.energy and known.target == target else replace(known, energy=energies(cut.plan, cut.cards, target), target=target)
 
 

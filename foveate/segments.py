@@ -110,7 +110,8 @@ class Cut:
 
     ends: 1-based block of the exit behind each segment, or number of the effort. plan, cards: what energies are simulated from, one card an effort.
     start: (images [b, C, H, W], share) to what the first segment takes, of which about `share` of the patches are kept; None: what the plan says.
-    runner: what runs it, see `SegmentCosts`. wait: until the device has finished.
+    runner: what runs it, see `SegmentCosts`. first: where the first answer is, in words. tokens: of an image in the first segment.
+    wait: until the device has finished.
     """
 
     segments: Sequence[Segment]
@@ -120,13 +121,9 @@ class Cut:
     cards: tuple[Card, ...]
     start: Callable[[Tensor, float | None], Any]
     runner: str
+    first: str
     tokens: int = 1
     wait: Callable[[], object] = lambda: None
-
-    @property
-    def name(self) -> str:
-        """The model in words."""
-        return f"{self.cards[-1].name}, {self.plan}"
 
     @torch.no_grad()
     def measure(self, images: Tensor, seconds: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> tuple[tuple[Latency, ...], ...]:
@@ -134,7 +131,7 @@ class Cut:
 
         seconds: rounds go on for so long, five at least and sixty at most. With the segment count its gate and the regrouping of all its images.
         """
-        shares = shares_of(self.plan, self.cards[0])
+        shares = shares_of(self.plan, self.cards[0]) if self.cards else (None,)
         samples: list[dict[tuple[int, int], list[float]]] = [{} for _ in self.segments]
         rounds, end = 0, clock() + seconds
         while rounds < WARM + FEWEST or (clock() < end and rounds < WARM + MOST):
@@ -183,9 +180,10 @@ def cut_at_exits(model: Any, images: Tensor) -> Cut:
     def start(images: Tensor, share: float | None) -> Beginning:
         return Beginning(images, tokens, Run(masked=False, replay=None if share is None else keep_some(model, len(images), share)))
 
-    tokens = model.card.prefix_tokens + model.card.blocks[0].patches
-    segments = [segment(number) for number in range(len(model.exit_blocks))]
-    return Cut(segments, model.exit_blocks, lambda number, answers: model.sure(answers), model.plan, (model.card,), start, torch_runner(model, images), tokens, _wait(images))
+    tokens, ends = first_tokens(model.card), model.exit_blocks
+    segments = [segment(number) for number in range(len(ends))]
+    return Cut(segments, ends, lambda number, answers: model.sure(answers), model.plan, (model.card,), start, torch_runner(model, images),
+               first_exit(model.card, ends), tokens, _wait(images))
 
 
 def cut_at_efforts(cascade: Any, images: Tensor) -> Cut:
@@ -202,7 +200,7 @@ def cut_at_efforts(cascade: Any, images: Tensor) -> Cut:
     segments = [segment(effort) for effort in cascade.efforts]
     ends = tuple(range(1, len(segments) + 1))
     return Cut(segments, ends, lambda number, answers: ~cascade.too_hard(number + 1, answers[-1]), cascade.plan, cascade.cards,
-               lambda images, share: Pictures(images), torch_runner(cascade, images), wait=_wait(images))
+               lambda images, share: Pictures(images), torch_runner(cascade, images), FIRST_EFFORT, wait=_wait(images))
 
 
 @dataclass
@@ -210,6 +208,19 @@ class Beginning(Pictures):
     """Images with the pass that they begin."""
 
     run: Run | None = None
+
+
+FIRST_EFFORT = "the first effort's answer"
+
+
+def first_exit(card: Card, ends: Sequence[int]) -> str:
+    """Where a model with exits after the blocks `ends` has its first answer."""
+    return f"the exit after block {ends[0]} of {card.name}"
+
+
+def first_tokens(card: Card) -> int:
+    """Tokens of an image in the first block."""
+    return card.prefix_tokens + card.blocks[0].patches
 
 
 def keep_some(model: Any, images: int, share: float) -> Trace:

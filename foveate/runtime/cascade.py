@@ -1,44 +1,39 @@
 """Cascades on engines: every effort has an engine of its own, and what a gate passes on is regrouped between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.cascade import Cascade
 from foveate.gates import Gate
 from foveate.nn.gates import passes_on
 from foveate.runtime.engine import Engine
-from foveate.runtime.maker import Maker, precisions_of
+from foveate.runtime.maker import precisions_of
+from foveate.runtime.staged import Staged
+from foveate.runtime.staged_maker import maker_of
+from foveate.segments import FIRST_EFFORT, Cut, Pictures
 
 
-@dataclass
-class Regrouped:
+class Regrouped(Staged):
     """images [B, C, H, W] -> logits [B, classes] in their order, each from the effort that answered.
 
-    engines: one an effort, lowest first. gates: between them. ran: images that each engine has run so far.
+    engines: one an effort, lowest first. gates: between them. plan, cards: of the cascade, which budgets of energy need.
     """
 
-    engines: Sequence[Engine]
-    gates: Sequence[Gate]
-    ran: list[int] = field(default_factory=list)
+    who = "efforts"
 
-    def __post_init__(self):
-        self.ran = [0] * len(self.engines)
+    def __init__(self, engines: Sequence[Engine], gates: Sequence[Gate], plan: Any = None, cards: Sequence[Any] = ()):
+        self.engines, self.gates = engines, gates
+        runner = f"{', '.join(engine.name for engine in engines)}, {torch.get_num_threads()} threads"
+        super().__init__(Cut([_effort(engine) for engine in engines], tuple(range(1, len(engines) + 1)),
+                             lambda number, answers: ~passes_on(gates[number], answers[-1]), plan, tuple(cards), lambda images, share: Pictures(images), runner,
+                             FIRST_EFFORT))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        self.ran[0] += len(images)
-        logits = self.engines[0](images)
-        waiting = passes_on(self.gates[0], logits).nonzero()[:, 0]
-        for number in range(1, len(self.engines)):
-            if len(waiting) == 0:
-                break
-            self.ran[number] += len(waiting)
-            found = self.engines[number](images if len(waiting) == len(images) else images[waiting])
-            logits = logits.index_copy(0, waiting, found)
-            if number < len(self.gates):
-                waiting = waiting[passes_on(self.gates[number], found)]
-        return logits
+
+def _effort(engine: Engine):
+    return lambda group: (group, engine(group.images))
 
 
 class CascadeMaker:
@@ -49,9 +44,9 @@ class CascadeMaker:
     """
 
     def __init__(self, cascade: Cascade, example: Tensor, threads: int | None = None, tolerance: float | None = None):
-        self.gates = cascade.plan.gates
+        self.plan, self.cards = cascade.plan, cascade.cards
         # All sizes of groups come by behind a gate: a graph compiled for each would cost more than it saves.
-        self.makers = [Maker(effort, example, threads, tolerance, any_size=number > 0) for number, effort in enumerate(cascade.efforts)]
+        self.makers = [maker_of(effort, example, threads, tolerance, any_size=number > 0) for number, effort in enumerate(cascade.efforts)]
 
     def engine(self, backend: str, precision: str) -> Engine:
         """An engine of every effort behind the gates; raises FoveateError where one of them cannot be made or disagrees.
@@ -63,4 +58,4 @@ class CascadeMaker:
         engines = [maker.engine(backend, allowed[0] if mixed else precision) for maker, allowed in zip(self.makers, own)]
         least = max((engine.agreement for engine in engines), key=lambda found: found.typical)
         limit = min((engine.max_batch for engine in engines if engine.max_batch), default=None)
-        return Engine(Regrouped(engines, self.gates), backend, precision, limit, least)
+        return Engine(Regrouped(engines, self.plan.gates, self.plan, self.cards), backend, precision, limit, least, staged=True)

@@ -12,7 +12,8 @@ from foveate.cascade import Cascade
 from foveate.errors import FoveateError
 from foveate.runtime.cascade import CascadeMaker
 from foveate.runtime.engine import Engine
-from foveate.runtime.maker import Maker, precisions_of
+from foveate.runtime.maker import precisions_of
+from foveate.runtime.staged_maker import maker_of
 from foveate.store import load as load_model
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -74,7 +75,7 @@ def load_engine(
         for kind in (precisions_of(one, model) if precision == "auto" else (precision,))
         if one in installed_backends()
     ]
-    maker = (CascadeMaker if isinstance(model, Cascade) else Maker)(model, example, threads, tolerance)
+    maker = (CascadeMaker if isinstance(model, Cascade) else maker_of)(model, example, threads, tolerance)
     engines, refused = [], {}
     for one, kind in candidates:
         try:

@@ -27,6 +27,17 @@ def precisions_of(backend: str, model: nn.Module) -> tuple[str, ...]:
     return ("int8",) if backend == "openvino" and quantised(model) else ("fp32", "bf16")
 
 
+def check_precision(backend: str, precision: str, model: nn.Module) -> None:
+    """Raises FoveateError for a precision that `backend` does not compute this model in."""
+    allowed, eight = precisions_of(backend, model), bool(quantised(model))
+    if precision not in allowed:
+        raise FoveateError(
+            given=f"precision={precision!r} in {backend} for a model {'trained' if eight else 'that was not trained'} with int8",
+            allowed=" or ".join(allowed),
+            do=f"load it with precision={allowed[0]!r}" if eight else 'take another precision, or train with the recipe\'s quantise="int8"',
+        )
+
+
 def images_at_once(model: nn.Module, example: Tensor) -> int | None:
     """Images that a graph of `model` takes at once, None for any number: one where images keep different numbers of tokens.
 
@@ -62,7 +73,7 @@ class Maker:
 
     def engine(self, backend: str, precision: str) -> Engine:
         """An engine with its agreement; raises FoveateError where it cannot be made or disagrees."""
-        self._check(backend, precision)
+        check_precision(backend, precision, self.model)
         if backend == "onnxruntime":
             return self._checked(Engine(self._onnx, backend, precision, self._limit), self.tolerance)
         if backend != "openvino":
@@ -72,15 +83,6 @@ class Maker:
             # The graph is held to float32 first: what a precision changes afterwards is rounding, not a wrong graph.
             self._checked(self._openvino("fp32", static=False), None)
         return self._checked(self._openvino(precision, self._static), self.tolerance)
-
-    def _check(self, backend: str, precision: str) -> None:
-        allowed, eight = precisions_of(backend, self.model), bool(quantised(self.model))
-        if precision not in allowed:
-            raise FoveateError(
-                given=f"precision={precision!r} in {backend} for a model {'trained' if eight else 'that was not trained'} with int8",
-                allowed=" or ".join(allowed),
-                do=f"load it with precision={allowed[0]!r}" if eight else 'take another precision, or train with the recipe\'s quantise="int8"',
-            )
 
     @cached_property
     def _static(self) -> bool:

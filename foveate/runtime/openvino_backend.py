@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +23,27 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 STATIC_GRAPHS = 8
 
 
-def openvino_graph(model: nn.Module, images: Tensor, single: bool) -> "openvino.Model":
+def openvino_graph(model: nn.Module, images: Tensor | Sequence[Tensor], single: bool) -> "openvino.Model":
     """Convert a copy of `model`, in evaluation mode and float32, to an OpenVINO graph.
 
     images: [B, C, H, W] to trace with. They must not be those of the later check, or a decision frozen into the graph
-    would pass unseen. single: the graph takes one image (per-image token counts); otherwise any number.
+    would pass unseen. Of a segment all that it takes, tensors [B, n, ...]. single: the graph takes one image (per-image
+    token counts: n is free, too); otherwise any number.
     Raises FoveateError where an operation cannot be converted.
 
     The frontend is called directly: `openvino.convert_model` gives the same graph (equal logits) in three times the time
     and reports each conversion to a server.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", torch.float32)
-    images = images[: 1 if single else None].to("cpu", torch.float32)
+    given = tuple(_on_cpu(tensor[: 1 if single else None]) for tensor in ([images] if isinstance(images, Tensor) else images))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer warns of every constant; the check at load is what counts
-            traced = torch.jit.trace(twin, images, check_trace=False)
-            decoder = TorchScriptPythonDecoder(traced, example_input=images)
+            traced = torch.jit.trace(twin, given, check_trace=False)
+            decoder = TorchScriptPythonDecoder(traced, example_input=given)
             frontend = FrontEndManager().load_by_framework("pytorch")
             graph = frontend.convert(frontend.load(decoder))
-            graph.reshape([1 if single else -1, *images.shape[1:]])
+            graph.reshape({at: _free(tensor, single) for at, tensor in zip(graph.inputs, given, strict=True)})
         if quantised(model):
             # The ends of FakeQuantize ranges come as computations; OpenVINO goes over to integers only where they are constants.
             folding = Manager()
@@ -72,6 +73,15 @@ def openvino_runner(
 
     Raises FoveateError at the first call where the CPU lacks that precision.
     """
+    call = openvino_caller(graph, precision, threads, static)
+    # The request reuses its own memory.
+    return lambda images: call([images])[0].clone().to(images.device)
+
+
+def openvino_caller(
+    graph: "openvino.Model", precision: str, threads: int | None, static: bool = True
+) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A call from all inputs of a graph, with one row an image, to all of its outputs, which the next call overwrites; see `openvino_runner`."""
     core = openvino.Core()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -85,18 +95,27 @@ def openvino_runner(
         if key not in requests:
             shaped = graph.clone()
             if key is not None:
-                shaped.reshape([key, *list(graph.inputs[0].partial_shape)[1:]])
+                shaped.reshape({at: [key, *list(at.partial_shape)[1:]] for at in shaped.inputs})
             compiled = core.compile_model(shaped, "CPU", settings)
             _check_precision(compiled, precision)
             requests[key] = compiled.create_infer_request()
         return requests[key]
 
-    def run(images: Tensor) -> Tensor:
-        array = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        logits = request_of(len(array)).infer({0: array}, share_inputs=True)[0]
-        return torch.from_numpy(logits.copy()).to(images.device)  # the request reuses its own memory
+    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        arrays = {at: _on_cpu(tensor).contiguous().numpy() for at, tensor in enumerate(given)}
+        found = request_of(len(given[0])).infer(arrays, share_inputs=True, share_outputs=True)
+        return tuple(torch.from_numpy(found[at]) for at in range(len(found)))
 
     return run
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+
+
+def _free(tensor: Tensor, single: bool) -> list[int]:
+    """The shape for any number of images; for a single one any number of tokens, which are dimension 1 of all but maps."""
+    return [-1, *tensor.shape[1:]] if not single else [1, -1, *tensor.shape[2:]] if tensor.dim() < 4 else [1, *tensor.shape[1:]]
 
 
 def _check_precision(compiled: "openvino.CompiledModel", precision: str) -> None:
