@@ -23,13 +23,13 @@ Score = Callable[[Tensor, Pool], Tensor]
 class Rule:
     """How one stage decides.
 
-    keep: ratio of the stage's own patch slots, exact for select="topk"; select="argmax" keeps where keeping is likelier.
+    keep: ratio of the stage's own patch slots, exact for select="topk"; select="argmax" keeps where keeping is likelier, and may aim at none.
     package: gather what is dropped into a package token; weighted: with the keep probabilities (Eq. 8) or evenly.
     noise: scale of the Gumbel noise of sampled decisions in training (Eq. 7); None: training decides as evaluation does.
     """
 
     after: int
-    keep: float
+    keep: float | None
     select: str
     package: bool
     weighted: bool = True
@@ -64,8 +64,7 @@ def _uniform(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     chance = score(patches, lambda f: f.mean(-2, keepdim=True))
     replayed = run.replayed(patches.device)
     if replayed is None and rule.select == "topk":
-        index = top_k(chance[..., 0], None, min(_count(tokens, rule), patches.shape[1]))
-        return prune_top_k(tokens, index, _weight(chance, rule), rule.package)
+        return prune_top_k(tokens, chance[..., 0], min(_count(tokens, rule), patches.shape[1]), rule.package, _weight(chance, rule))
     if replayed is not None:
         keep = replayed.gather(1, tokens.places()[:, tokens.patches])
     else:

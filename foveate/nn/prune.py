@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.nn.precision import at_least_float32
@@ -70,20 +71,21 @@ def prune_masked(tokens: Tokens, keep: Tensor, score: Tensor, package_on: bool) 
                    packages=tokens.packages + 1)
 
 
-def prune_top_k(tokens: Tokens, index: Tensor, score: Tensor, package_on: bool) -> Tokens:
-    """Uniform form with static shapes: keeps the patches `index` [B, k] of each image, packages the others.
+def prune_top_k(tokens: Tokens, score: Tensor, k: int, package_on: bool, weight: Tensor | None = None) -> Tokens:
+    """Uniform form with static shapes: keeps the k best-scored patches of each image, packages the others.
 
-    score: [B, m] keep probabilities of the patches present.
+    score: [B, m] keep probabilities of the patches present. weight: their weights in the package token, `score` by default.
     """
-    patches, place = tokens.x[:, tokens.patches], tokens.places()
-    taken = index[..., None].expand(-1, -1, patches.shape[2])
-    start, stop = tokens.patches.start, tokens.patches.stop
-    parts = [tokens.x[:, :start], patches.gather(1, taken), tokens.x[:, stop:]]
-    places = [place[:, :start], place[:, start:stop].gather(1, index), place[:, stop:]]
-    packages = tokens.packages
-    if package_on and index.shape[1] < patches.shape[1]:
-        dropped = torch.ones_like(score).scatter(1, index, 0.0) * score.clamp_min(1e-6)
-        parts.append(package(patches, dropped)[:, None])
+    patches, place, count = tokens.patches, tokens.places(), tokens.x.shape[1]
+    sides = (patches.start, count - patches.stop)
+    # Prefix and package tokens score best of all, so that one gather takes everything that stays: slices, gathers and a
+    # concatenation in place of it cost four times as much in OpenVINO.
+    rows = top_k(F.pad(score, sides, value=torch.inf), None, k + sum(sides))
+    first = torch.arange(rows.shape[0], device=rows.device)[:, None] * count
+    parts, places, packages = [tokens.x.flatten(0, 1)[rows + first]], [place.gather(1, rows)], tokens.packages
+    if package_on and k < score.shape[1]:
+        dropped = F.pad(score if weight is None else weight, sides).clamp_min(1e-6).scatter(1, rows, 0.0)
+        parts.append(package(tokens.x[:, patches], dropped[:, patches])[:, None])
         places.append(place.new_full((place.shape[0], 1), PACKAGE))
         packages += 1
     return replace(tokens, x=torch.cat(parts, 1), place=torch.cat(places, 1), packages=packages)

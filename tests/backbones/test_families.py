@@ -87,8 +87,7 @@ def drive(anatomy, images, taken: dict, form: str, package: bool, package_weight
         elif form == "top-k" and not tokens.ragged:
             place = tokens.places()[:, tokens.patches]
             kept = keep.gather(1, place)
-            index = kept.nonzero()[:, 1].view(len(kept), -1)
-            tokens = prune_top_k(tokens, index, score.gather(1, place), package)
+            tokens = prune_top_k(tokens, kept, int(kept[0].sum()), package, weight=score.gather(1, place))
         else:
             image, place = tokens.image_of_row(), tokens.places().flatten()
             at = (image, place.clamp_min(0))

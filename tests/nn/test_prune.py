@@ -176,7 +176,7 @@ def test_the_static_form_leaves_what_a_loop_over_tokens_leaves(packages, package
     tokens, score = stream(packages=packages), torch.rand(3, 8, dtype=D)
     index = top_k(score, None, k)
     keep = torch.zeros(3, 8, dtype=torch.bool).scatter(1, index, True)
-    pruned = prune_top_k(tokens, index, score, package_on)
+    pruned = prune_top_k(tokens, score, k, package_on)
     check(pruned, tokens, keep, score, package_on)
     assert not pruned.ragged and pruned.packages == packages + (package_on and k < 8)
     assert pruned.patches == slice(2, 2 + k)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.methods.hooks import Hooks, Run
+from foveate.methods.hooks import Hooks, Run, Stage
 from foveate.methods.spvit.config import SPViT
 from foveate.methods.spvit.losses import ratio_loss
 from foveate.methods.stages import Pool, Rule, prune_stage
@@ -29,11 +29,18 @@ class HeadLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[:, None], x.flatten(1, -2), self.weight).unflatten(1, x.shape[1:-1])
+        return per_head(x, self.weight, self.bias)
+
+
+def per_head(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [H, ..., inputs] times weight [H, inputs, outputs], plus bias [H, outputs] where there is one."""
+    rows = x.flatten(1, -2)
+    made = rows @ weight if bias is None else torch.baddbmm(bias[:, None], rows, weight)
+    return made.unflatten(1, x.shape[1:-1])
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over a head's channels with a scale and shift of each head's own: [H, ..., d]."""
+    """LayerNorm over each head's channels, with a scale and a shift of its own: [..., H d] -> [..., H d]."""
 
     def __init__(self, heads: int, width: int):
         super().__init__()
@@ -41,8 +48,9 @@ class HeadNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (len(self.weight), *[1] * (x.dim() - 2), -1)
-        return F.layer_norm(x, x.shape[-1:]) * self.weight.view(shape) + self.bias.view(shape)
+        # Two dimensions: graph compilers have a fast kernel for this norm over rows, and take one of four apart.
+        rows = x.reshape(-1, self.weight.shape[1])
+        return F.layer_norm(rows, rows.shape[-1:]).reshape(x.shape) * self.weight.flatten() + self.bias.flatten()
 
 
 class Selector(nn.Module):
@@ -66,22 +74,43 @@ class Selector(nn.Module):
 
     def head_scores(self, x: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
         """Scores t_i [H, ..., 2] of every head (Eq. 3) and head weights a_i [..., H] (Eq. 5) for patches x [..., C]."""
-        per_head = x.unflatten(-1, (self.heads, -1))
-        x = per_head.movedim(-2, 0)
-        local = F.gelu(self.feature(self.norm(x)))  # Eq. 1
-        both = torch.cat([local, pool(local).expand_as(local)], -1)  # with Eq. 2
-        t = at_least_float32(self.score(F.gelu(self.hidden2(F.gelu(self.hidden1(both)))))).softmax(-1)
-        a = at_least_float32(self.excite(F.gelu(self.squeeze(per_head.mean(-1))))).sigmoid()
-        return t, a
+        keep, a = self._head_keeps(x, pool)
+        return torch.stack([keep, 1 - keep], -1), a
 
     def forward(self, x: Tensor, pool: Pool) -> Tensor:
         """Keep and drop probabilities T~ [..., 2] of patches x [..., C] (Eq. 6), in float32 or wider.
 
         pool: mean of features [H, ..., d/2] over the image's currently kept patches (Eq. 2).
         """
-        t, a = self.head_scores(x, pool)
-        a = a.movedim(-1, 0)[..., None]
-        return (t * a).sum(0) / a.sum(0)
+        keep, a = self._head_keeps(x, pool)
+        a = a.movedim(-1, 0)
+        keep = (keep * a).sum(0) / a.sum(0)
+        return torch.stack([keep, 1 - keep], -1)
+
+    def _head_keeps(self, x: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Each head's keep probability [H, ...] and the head weights [..., H]: a softmax over two is a sigmoid of their difference."""
+        local = F.gelu(self.feature(self.norm(x).unflatten(-1, (self.heads, -1)).movedim(-2, 0)))  # Eq. 1
+        in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        lead = (self._lead_in_graph if in_graph else self._lead)(local, pool(local))
+        a = self.excite(F.gelu(self.squeeze(x.unflatten(-1, (self.heads, -1)).mean(-1))))
+        return at_least_float32(lead).sigmoid(), at_least_float32(a).sigmoid()
+
+    def _lead(self, local: Tensor, pooled: Tensor) -> Tensor:
+        """By how much each head's keep score lies above its drop score: [H, ...]."""
+        both = torch.cat([local, pooled.expand_as(local)], -1)  # with Eq. 2
+        scores = self.score(F.gelu(self.hidden2(F.gelu(self.hidden1(both)))))
+        return scores[..., 0] - scores[..., 1]
+
+    def _lead_in_graph(self, local: Tensor, pooled: Tensor) -> Tensor:
+        """The same with what a graph compiler folds: the concatenation and the second score took a third of a stage in OpenVINO.
+
+        [local, global] W is local W_1 + global W_2, and the difference of two scores is a score of the weights' difference.
+        """
+        width, (weight, bias) = local.shape[-1], (self.hidden1.weight, self.hidden1.bias)
+        hidden = per_head(local, weight[:, :width]) + per_head(pooled, weight[:, width:], bias)
+        hidden = F.gelu(self.hidden2(F.gelu(hidden)))
+        weight, bias = self.score.weight, self.score.bias
+        return per_head(hidden, weight[..., :1] - weight[..., 1:], bias[:, :1] - bias[:, 1:])[..., 0]
 
 
 class SPViTHooks(Hooks):
@@ -101,13 +130,18 @@ class SPViTHooks(Hooks):
         return prune_stage(replace(tokens, package_weight=self.config.package_weight), run, rule, self.selectors[str(block)])
 
     def losses(self, run: Run) -> dict[str, Tensor]:
-        return {"ratio": self.config.ratio_weight * ratio_loss(self._mean_keep(run), [s.keep for s in run.stages])}
+        return {"ratio": self.config.ratio_weight * ratio_loss(self._mean_keep(run), [s.keep for s in _aiming(run)])}
 
     def metrics(self, run: Run) -> dict[str, Tensor]:
-        return {f"keep_after_{s.after}": k.detach() for s, k in zip(run.stages, self._mean_keep(run))}
+        return {f"keep_after_{s.after}": k.detach() for s, k in zip(_aiming(run), self._mean_keep(run))}
 
     def _mean_keep(self, run: Run) -> list[Tensor]:
-        return [s.tokens.live[:, s.tokens.patches].mean() for s in run.stages]
+        return [s.tokens.live[:, s.tokens.patches].mean() for s in _aiming(run)]
+
+
+def _aiming(run: Run) -> list[Stage]:
+    """The stages with a keep ratio to reach; other methods may have some without."""
+    return [s for s in run.stages if s.keep is not None]
 
 
 def build(config: SPViT, card) -> SPViTHooks:
