@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import foveate as fv
 import foveate.backbones  # noqa: F401  registers lvvit_s
+from foveate.nn.exits import sureness
 
 VIT = dict(img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=7)
 PIT = dict(img_size=48, base_dims=(8, 8, 8), depth=(2, 1, 1), heads=(2, 2, 4), num_classes=7)
@@ -108,9 +109,18 @@ def _adapted(plan: fv.Plan, key: str) -> fv.AdaptiveModel:
     with torch.no_grad():
         for _, parameter in fast.method_parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.6)
+        exits = list(fast.earlyexit.exits.values()) if plan.find("earlyexit") else []
+        if exits and plan.find("earlyexit").gate == "patience":
+            for exit in exits[1:]:
+                exit.load_state_dict(exits[0].state_dict())
+        closed = {exit.fc: [p.clone() for p in exit.fc.parameters()] for exit in exits}
+        for layer in closed:
+            layer.weight.zero_(), layer.bias.zero_()
         if plan.find("spvit"):
             for selector in fast.spvit.selectors.values():
                 centre(selector, fast, images(key))
+        for layer, weights in closed.items():
+            part(layer, weights, fast, images(key))
     return fast
 
 
@@ -130,6 +140,30 @@ def centre(selector: nn.Module, fast: fv.AdaptiveModel, batch: Tensor) -> None:
         return lead.abs().min().item() if 0.25 < (lead > 0).float().mean() < 0.85 else -1.0
 
     selector.score.bias[:, 0] += max(torch.linspace(-8, 8, 321).tolist(), key=margin)
+
+
+def part(layer: nn.Module, weights: list[Tensor], fast: fv.AdaptiveModel, batch: Tensor) -> None:
+    """Gives an exit's linear its weights back, such that some of the images that reach it leave and some stay, none of them narrowly.
+
+    They are scaled; for patience, logits get a mean of 0, so that images differ in what is named and exits agree now and then.
+    """
+    seen, config = {}, fast.plan.find("earlyexit")
+    hook = layer.register_forward_hook(lambda _, given, __: seen.update(x=given[0]))
+    fast.exit_logits(batch) if config.gate == "patience" else fast.traced(batch)
+    hook.remove()
+
+    def margin(scale: float) -> float:
+        measure = sureness(config.gate, [nn.functional.linear(seen["x"], weights[0] * scale, weights[1] * scale)])
+        lead = (measure - config.threshold).abs().min().item()
+        return lead if 0 < config.sure(measure).float().mean() < 1 else lead - 2 if not config.sure(measure).any() else -3.0
+
+    if config.gate == "patience":
+        weights = [weights[0], -weights[0] @ seen["x"].mean(0)]
+    elif seen:
+        best = max((1.3 ** step for step in range(-16, 17)), key=margin)
+        weights = [weight * best for weight in weights]
+    for parameter, weight in zip(layer.parameters(), weights):
+        parameter.copy_(weight)
 
 
 def watched(attn: nn.Module, run) -> tuple[Tensor, Tensor]:
