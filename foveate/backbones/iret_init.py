@@ -77,6 +77,9 @@ def _block(block: Block, source: Block) -> dict[str, Tensor]:
 
 
 def _check(model: IncrementalTransformer, dense: nn.Module) -> None:
+    if type(model) is not IncrementalTransformer:
+        raise FoveateError(f"a {type(model).__name__} to be started from slices", "iret_small, iret_tiny, iret_nano and their kind",
+                           "take one of them, or give the model its own weights")
     plain = type(dense) in (VisionTransformer, VisionTransformerDistilled) and type(dense.blocks[0]) is Block and dense.cls_token is not None
     if not plain or not isinstance(dense.blocks[0].ls1, nn.Identity) or dense.num_reg_tokens or not isinstance(dense.norm_pre, nn.Identity):
         raise FoveateError(f"a {type(dense).__name__} to slice into IRET", "DeiT and AugReg Vision Transformers of timm with a class token, "

@@ -142,6 +142,10 @@ def adapt(
         str | None,
         typer.Option(metavar="MODEL_OR_RUN", show_default=False, help="Who teaches instead: a run, an embedded backbone, or a name in timm whose weights timm fetches (DeiT's and IRET's: regnety_160.deit_in1k)."),
     ] = None,
+    sliced: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="MODEL_OR_RUN", show_default=False, help="Start iret_* from the leading channels and heads of a dense DeiT: a run or an embedded backbone."),
+    ] = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from fresh weights, as IRET is trained, instead of a trained dense model.")] = False,
     resume: Resume = False,
     seed: Seed = None,
@@ -166,7 +170,8 @@ def adapt(
         check_folder(out, resume)
         fine_tune(
             target, chosen, out, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, teacher=teacher, scratch=scratch,
-            strict=strict, resume=resume, limit_steps=steps, device=device, devices=devices, num_nodes=nodes, workers=workers, command=ctx.obj,
+            sliced=sliced, strict=strict, resume=resume, limit_steps=steps, device=device, devices=devices, num_nodes=nodes, workers=workers,
+            command=ctx.obj,
         )  # fmt: skip
         report_run(answer, out)
 
@@ -187,7 +192,7 @@ def dense_target(model_or_run: str) -> Target:
 
 
 def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, data_dir, weights, pretrained, strict: bool, device: str,
-              teacher: str | None = None, scratch: bool = False, **options) -> None:
+              teacher: str | None = None, scratch: bool = False, sliced: str | None = None, **options) -> None:
     """Train `plan` on the dense model of `target`, which teaches unless a `teacher` is named, into the run folder `out`, and test it once."""
     with waiting("loading torch and the model"):
         from foveate.cli.images import data_name, preprocessing_for
@@ -196,8 +201,8 @@ def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, da
         from foveate.plan import Plan
         from foveate.train.fit import fit, load_sets
 
-        if scratch:
-            model, dense = fresh_model(target, plan, data_name(target, data, data_dir), data_dir, recipe.seed, weights, pretrained), None
+        if scratch or sliced:
+            model, dense = fresh_model(target, plan, data_name(target, data, data_dir), data_dir, recipe.seed, weights, pretrained, sliced), None
         else:
             dense = open_model(target, Plan(), weights, pretrained)
             model = open_model(target, plan, weights, pretrained, seed=recipe.seed)

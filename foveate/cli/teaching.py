@@ -1,4 +1,4 @@
-"""--teacher and --scratch: who teaches, and a model with fresh weights."""
+"""--teacher, --scratch and --slice: who teaches, and a model with fresh weights or those of a wider dense one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ if TYPE_CHECKING:
     from foveate.plan import Plan
 
 
-def fresh_model(target: Target, plan: Plan, data: str, data_dir: Path | None, seed: int, weights: Path | None, pretrained: bool) -> AdaptiveModel:
+def fresh_model(target: Target, plan: Plan, data: str, data_dir: Path | None, seed: int, weights: Path | None, pretrained: bool,
+                sliced: str | None = None) -> AdaptiveModel:
     """The backbone `target` under `plan` with random weights by `seed`, its head for the classes of `data`.
 
-    Raises FoveateError for a run, and for weights beside --scratch.
+    sliced: a dense run or backbone whose leading channels and heads replace the random weights where they have a counterpart.
+    Raises FoveateError for a run, for weights beside --scratch, and for a dense model that cannot be sliced into the backbone.
     """
     import torch
 
-    from foveate.adoption import adapt
+    from foveate.adoption import adapt, restore
+    from foveate.backbones.iret_init import slice_into
+    from foveate.cli.targets import open_model, target_of
+    from foveate.plan import Plan
     from foveate.train.base import create_base
     from foveate.train.data import load_data
 
     if target.folder is not None or weights or pretrained:
         other = f"the run {target.text}" if target.folder is not None else "--weights" if weights else "--pretrained"
-        raise FoveateError(f"--scratch with {other}", "--scratch with the bare name of a backbone, whose weights are then random", "leave one of the two out")
+        raise FoveateError(f"{'--slice' if sliced else '--scratch'} with {other}", "fresh weights with the bare name of a backbone, whose weights are then random", "leave one of the two out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return adapt(create_base(target.text, len(load_data(data, "test", data_dir).classes), seed=seed), plan, target.text).eval()
+        base = create_base(target.text, len(load_data(data, "test", data_dir).classes), seed=seed)
+        if sliced:
+            slice_into(base, restore(open_model(target_of(sliced), Plan())))
+        return adapt(base, plan, target.text).eval()
 
 
 def named_teacher(text: str, model: AdaptiveModel) -> nn.Module:
