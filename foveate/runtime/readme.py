@@ -20,7 +20,12 @@ def readme(data: dict[str, Any]) -> str:
     install, load, call = _LOAD[data["kind"]]
     hint = {"bf16": "bf16"}.get(data["precision"], "f32")
     batch = "any number of images" if first["batch"] is None else f"exactly {first['batch']} image{'s' * (first['batch'] > 1)} a call"
-    several = f"Efforts behind gates: {', '.join(g['file'] for g in data['graphs'])}; each gate in artifact.json says which images go on to the next."
+    several = [graph["file"] for graph in data["graphs"]]
+    told = f"Multiply-accumulates of an image: {data['macs'] / 1e6:.1f} M (dense: {data['macs_dense'] / 1e6:.1f} M)."
+    if data["gates"]:
+        told = f"Efforts, cheapest first: {', '.join(several)}. \"gates\" in artifact.json says which images go on to the next one. {told}"
+    elif len(several) > 1:
+        told = f"Segments: {', '.join(several)}. Each gives logits, then what the next one takes; \"plan_form\" in artifact.json says which images leave. {told}"
     lines = [
         f"{data['backbone']}, {data['plan']}, {data['precision']}: written by foveate {data['foveate']}. Everything about it is in artifact.json.",
         f"Input \"images\": float32 {_shape(data['input'])} ({batch}), RGB. Output \"logits\": float32 {_shape(data['output'])}.",
@@ -29,7 +34,7 @@ def readme(data: dict[str, Any]) -> str:
         f"  {load.format(file=first['file'], hint=hint)}",
         f"  {call.format()}",
         "  print(labels[logits[0].argmax()])  # labels: json.load(open('artifact.json'))['labels']",
-        several if len(data["graphs"]) > 1 else f"Multiply-accumulates of an image: {data['macs'] / 1e6:.1f} M (dense: {data['macs_dense'] / 1e6:.1f} M).",
+        told,
         f"Logits differ from the float32 model's by {parity['worst']:.1e} of the largest at most ({parity['images']} images, {parity['source']}).",
         "With foveate: fv.runtime.load_artifact(FOLDER)(images), or `foveate predict FOLDER picture.png`.",
     ]

@@ -1,0 +1,82 @@
+"""Files of graphs: a model, or a segment of one, converted for a kind of artifact and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.adaptive import AdaptiveModel
+from foveate.runtime import onnx_backend, openvino_backend
+from foveate.runtime.decisions import Deciding
+from foveate.runtime.exported import exported_program, mirrored, silent
+from foveate.runtime.staged import Call
+
+SUFFIX = {"onnx": "onnx", "ort": "ort", "openvino": "xml", "torch": "pt2"}
+
+
+def write_model(kind: str, model: AdaptiveModel, path: Path, images: Tensor, batch: int | None, precision: str) -> list[list[np.ndarray]]:
+    """Write a whole model as one graph; places[stage][group] of the tokens that it keeps of `images`, by the runtime that will run it.
+
+    images: [B, C, H, W], all at once in one group, or one by one where batch is 1. The graph is converted with their mirror images.
+    """
+    stages = [f"places_{block}" for block in model.pruning_blocks]
+    given = [mirrored(images)]
+    if not stages:
+        _save(kind, _converted(kind, model, given, batch, precision), path, batch, images)
+        return []
+    graph = _converted(kind, Deciding(model), given, batch, precision, outputs=stages)
+    call = _call(kind, graph, precision, stages)
+    with torch.inference_mode():
+        groups = [call([group])[1:] for group in (images.split(1) if batch == 1 else [images])]
+    places = [[np.asarray(places).copy() for places in stage] for stage in zip(*groups, strict=True)]
+    if kind == "openvino":
+        graph = openvino_backend.openvino.Model(graph.get_results()[:1], graph.get_parameters(), "foveate")
+    elif kind == "torch":  # whose graphs cannot give up an output
+        graph = _converted(kind, model, given, batch, precision)
+    else:
+        graph = onnx_backend.only_logits(graph)
+    _save(kind, graph, path, batch, images)
+    return places
+
+
+def write_segment(kind: str, segment: nn.Module, path: Path, given: Sequence[Tensor], single: bool, precision: str) -> None:
+    """Write a segment between two exits; given: what it is converted with."""
+    batch = 1 if single else None
+    _save(kind, _converted(kind, segment, given, batch, precision, segment.inputs, segment.outputs), path, None, given[0])
+
+
+def _converted(kind: str, module: nn.Module, given: Sequence[Tensor], batch: int | None, precision: str,
+               inputs: Sequence[str] = (onnx_backend.INPUT,), outputs: Sequence[str] = ()):  # fmt: skip
+    if kind == "torch":
+        return exported_program(module, given, batch, precision)
+    if kind == "openvino":
+        return openvino_backend.openvino_graph(module, given, single=batch == 1)
+    return onnx_backend.onnx_graph(module, given, batch == 1, inputs, outputs)
+
+
+def _call(kind: str, graph, precision: str, outputs: Sequence[str]) -> Call:
+    if kind == "torch":
+        module = graph.module()
+        return lambda given: module(*given)
+    if kind == "openvino":
+        return openvino_backend.openvino_caller(graph, precision, None, static=False)
+    return onnx_backend.onnx_caller(graph, None, outputs=outputs)
+
+
+def _save(kind: str, graph, path: Path, batch: int | None, images: Tensor) -> None:
+    """Write a graph, for `batch` images only where that is given."""
+    if kind == "torch":
+        with silent():
+            torch.export.save(graph, path)
+    elif kind == "openvino":
+        if batch is not None:
+            graph.reshape([batch, *images.shape[1:]])
+        openvino_backend.openvino.save_model(graph, path, compress_to_fp16=False)
+    elif kind == "ort":
+        onnx_backend.write_ort(onnx_backend.fixed(graph, batch), path)
+    else:
+        path.write_bytes(onnx_backend.fixed(graph, batch).SerializeToString())
