@@ -33,11 +33,11 @@ def merge_uniform(tokens: Tokens, keys: Tensor, r: int) -> Tokens:
     if not r:
         return replace(tokens, place=tokens.places(), sizes=sizes_of(tokens))
     alike = likeness(keys[:, start:stop])
-    best, target = (alike[:, ::2] @ alike[:, 1::2].mT).max(-1)
+    best, target = (alike[:, ::2] @ alike[:, 1::2].transpose(1, 2)).max(-1)
     source = torch.topk(best, r, dim=1, sorted=False).indices
     source, target = start + 2 * source, start + 2 * target.gather(1, source) + 1
     # What stays, in order and without a sort: every row's number among those that stay is where that row goes, the sources share a spare place.
-    place, images = tokens.places(), len(source)
+    place, images = tokens.places(), source.shape[0]
     numbers = torch.arange(count, device=place.device).expand(images, -1)
     stays = torch.ones_like(numbers).scatter(1, source, 0)
     goes = torch.where(stays > 0, stays.cumsum(1) - 1, count - r)
@@ -77,8 +77,8 @@ def merge_rows(tokens: Tokens, keys: Tensor, r: int, kept: Tensor | None = None)
     def field(rows: Tensor) -> Tensor:
         return rows.new_zeros(images * slots, rows.shape[-1]).index_copy(0, slot[patch], rows[patch]).unflatten(0, (images, slots))
 
-    live = field(at_least_float32(x).new_ones(len(x), 1))[..., 0]
-    source, target = match(field(likeness(keys).reshape(len(x), -1)), live > 0, r, kept)
+    live = field(at_least_float32(x).new_ones(x.shape[0], 1))[..., 0]
+    source, target = match(field(likeness(keys).flatten(0, -2)), live > 0, r, kept)
     mixed, sizes = merged(field(x), sizes_of(tokens), live, source, target)
     x = torch.where(patch[:, None], mixed.flatten(0, 1)[slot], x)
     stays = ~(patch & source.flatten()[slot])
@@ -96,7 +96,7 @@ def match(alike: Tensor, live: Tensor, r: int, kept: Tensor | None = None) -> tu
     if kept is not None:
         stay = live & kept
         others = torch.where((others & stay).any(1, keepdim=True), others & stay, stay)
-    best, target = (alike @ alike.mT).masked_fill(~others[:, None], -torch.inf).max(-1)
+    best, target = (alike @ alike.transpose(1, 2)).masked_fill(~others[:, None], -torch.inf).max(-1)
     if kept is not None:
         return live & ~kept, target
     count = (live.sum(1, keepdim=True) // 2).clamp_max(r)
