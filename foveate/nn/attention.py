@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.nn.explicit import explicit_attention
 from foveate.nn.precision import at_least_float32
-from foveate.nn.ragged import by_bucket, varlen_attention, varlen_runs
+from foveate.nn.ragged import EXPLICIT_CALL, FUSED_CALL, by_bucket, varlen_attention, varlen_runs
 from foveate.nn.tokens import Tokens
 
 Mix = Callable[..., Tensor]
@@ -84,7 +84,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tokens: Tokens, scale: float, fused:
     if tokens.ragged:
         if varlen_runs(q, v):
             return varlen_attention(q, k, v, tokens.lengths, scale)
-        return by_bucket(lambda q, k, v, there: dense_attention(q, k, v, scale, fused, there=there), q, k, v, tokens.lengths)
+        typical = q[: len(q) // tokens.images].transpose(0, 1)[None]
+        call = FUSED_CALL if is_fused(fused, typical, typical) else EXPLICIT_CALL
+        return by_bucket(lambda q, k, v, there: dense_attention(q, k, v, scale, fused, there=there), q, k, v, tokens.lengths, call)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if tokens.masked:
         return masked_attention(q, k, v, tokens.live, scale, dropout=dropout).transpose(1, 2)

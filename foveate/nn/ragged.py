@@ -21,9 +21,9 @@ except ImportError:  # a torch that has none
 Grouped = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """function(q [b, H, m, d], k [b, H, m, d], v [b, H, m, e], which tokens are there: bool [b, m], or None: all) -> [b, H, m, e]."""
 
-CALL_SCORES = 20_000
-"""Scores that take as long as one more call (two cores; 7,500 for the fused kernel, 30,000 for the products spelled out)."""
-CALL_SCORES_GPU = 2_000_000
+FUSED_CALL, EXPLICIT_CALL = 2_500, 10_000
+"""Scores that take as long as one more call of torch's fused kernel, and of products spelled out, on one core of a CPU."""
+GPU_CALL = 2_000_000
 LAYOUTS = 64
 """Layouts that are kept; all blocks between two stages share theirs."""
 
@@ -32,10 +32,11 @@ LAYOUTS = 64
 class Bucket:
     """Images that run in one call.
 
-    rows: of the ragged stream, [b * m]; an image that is shorter than m repeats its last row. there: bool [b, m], None for images of one length.
+    rows: of the ragged stream, [b * m], or where they are of one image; an image that is shorter than m repeats its last row.
+    there: bool [b, m], None for images of one length.
     """
 
-    rows: Tensor
+    rows: Tensor | slice
     images: int
     there: Tensor | None
 
@@ -57,33 +58,34 @@ def by_image(function: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k:
     return torch.cat([function(*part)[0] for part in parts], 1).transpose(0, 1)
 
 
-def by_bucket(function: Grouped, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], linear: bool = False) -> Tensor:
+def by_bucket(function: Grouped, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], call: int = EXPLICIT_CALL, linear: bool = False) -> Tensor:
     """`function` of images in groups, each with its own tokens only: q, k [T, H, d], v [T, H, e] -> [T, H, e].
 
     function must treat its images alike and leave out tokens that are not there; what it gives for those is thrown away.
-    linear: what a padded token costs does not grow with the number of tokens.
+    call: scores that one more call is worth. linear: what a padded token costs does not grow with the number of tokens.
     """
-    layout = layout_of(lengths, q.shape[1], q.shape[2] if linear else 0, q.device)
+    call = GPU_CALL if q.is_cuda else call
+    layout = layout_of(lengths, call // q.shape[1], q.shape[2] if linear else 0, q.device)
     if not layout.buckets:
         return by_image(lambda *part: function(*part, None), q, k, v, lengths)
     found = []
     for bucket in layout.buckets:
-        parts = (t.index_select(0, bucket.rows).unflatten(0, (bucket.images, -1)).transpose(1, 2) for t in (q, k, v))
+        one = isinstance(bucket.rows, slice)
+        parts = ((t[bucket.rows] if one else t.index_select(0, bucket.rows)).unflatten(0, (bucket.images, -1)).transpose(1, 2) for t in (q, k, v))
         found.append(function(*parts, bucket.there).transpose(1, 2).flatten(0, 1))
     return (found[0] if len(found) == 1 else torch.cat(found)).index_select(0, layout.back)
 
 
 @functools.lru_cache(maxsize=LAYOUTS)
-def layout_of(lengths: tuple[int, ...], heads: int, width: int, device: torch.device) -> Layout:
-    """Who shares a call: by falling length, until an image would be padded by more scores than a call is worth.
+def layout_of(lengths: tuple[int, ...], padding: int, width: int, device: torch.device) -> Layout:
+    """Who shares a call: by falling length, until an image would be padded by `padding` scores of a head.
 
     width: of a head, where a token costs as much as so many scores however many there are; 0 where it has a score with each.
     """
-    worth = CALL_SCORES if device.type == "cpu" else CALL_SCORES_GPU
-    scores = lambda n: heads * n * (width or n)
+    scores = lambda n: n * (width or n)
     groups: list[list[int]] = []
     for image in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and scores(lengths[groups[-1][0]]) - scores(lengths[image]) < worth:
+        if groups and scores(lengths[groups[-1][0]]) - scores(lengths[image]) <= padding:
             groups[-1].append(image)
         else:
             groups.append([image])
@@ -104,7 +106,8 @@ def _layout(groups: list[list[int]], lengths: tuple[int, ...], device: torch.dev
         rows, there = start[group][:, None] + column.minimum(own - 1), column < own
         back[rows[there]] = before + torch.arange(there.numel())[there.flatten()]
         before += there.numel()
-        buckets.append(Bucket(rows.flatten().to(device), len(group), None if there.all() else there.to(device)))
+        taken = rows.flatten().to(device) if len(group) > 1 else slice(int(rows[0, 0]), int(rows[0, -1]) + 1)
+        buckets.append(Bucket(taken, len(group), None if there.all() else there.to(device)))
     return Layout(tuple(buckets), back.to(device))
 
 
