@@ -59,9 +59,23 @@ ROWS = {
     "exits+vitality": lambda: [fv.ViTALiTy(), fv.EarlyExit(after=(1, 2, 3), gate="margin")],
     "exits+pivot": lambda: [fv.EarlyExit(after=(2, 3)), fv.PIVOT(skip=(2, 3))],
     "exits+argmax+vitality": lambda: [fv.ViTALiTy(), fv.SPViT(**STAGES, select="argmax"), fv.EarlyExit(after=(1, 2, 3))],
+    "evit": lambda: [fv.EViT(**STAGES)],
+    "evit-bare": lambda: [fv.EViT(**STAGES, fuse=False)],
+    "evit+vitality": lambda: [fv.ViTALiTy(), fv.EViT(**STAGES)],
+    "evit+pivot": lambda: [fv.EViT(**STAGES), fv.PIVOT(skip=(2, 3))],
+    "tome": lambda: [fv.ToMe(r=3)],
+    "tome+argmax": lambda: [fv.ToMe(r=2), fv.SPViT(**STAGES, select="argmax")],
+    "tome+pivot": lambda: [fv.PIVOT(skip=(2, 3)), fv.ToMe(r=3)],
+    "tome+ats": lambda: [fv.ATS(after=(1, 2), tokens=9), fv.ToMe(r=1, blocks=(3, 4))],
+    "ats": lambda: [fv.ATS(after=(1, 2, 4), tokens=9)],
+    "ats+vitality": lambda: [fv.ATS(after=(2, 4), tokens=0.5), fv.ViTALiTy()],
+    "exits+tome": lambda: [fv.ToMe(r=3), fv.EarlyExit(after=(1, 2, 3))],
+    "exits+evit": lambda: [fv.EViT(**STAGES), fv.EarlyExit(after=(1, 3))],
+    "exits+ats": lambda: [fv.EarlyExit(after=(1, 2, 3)), fv.ATS(after=(1, 2, 4), tokens=9)],
     "structure+pivot+random": lambda: [fv.Structure(keep=0.7), fv.PIVOT(skip=(1, 4)), fv.Random(after=(2,), keep=(0.5,))],
 }
 PRUNING = [row for row in ROWS if any(m.prunes for m in ROWS[row]())]
+SELECTED = [row for row in PRUNING if any(m.name == "spvit" for m in ROWS[row]())]  # the others have nothing to learn
 EXITS = [row for row in ROWS if row.startswith("exits")]
 EVERYWHERE = ("topk", "argmax", "argmax-bare", "light-package", "random", "vitality", "vitality+argmax", "pivot", "pivot+argmax", "exits", "exits+argmax")
 UNSTEADY = ("sparse", "lowrank+sparse", "sparse+argmax")  # which pairs exceed T depends on the last bit of a 4-bit rounding
@@ -71,6 +85,9 @@ TABLE = [(row, "deit") for row in ROWS]
 TABLE += [(row, key) for key in tiny.MODELS if key != "deit" for row in EVERYWHERE if (key, row) not in REFUSED]
 TABLE += [(row, key) for row in (*LINEAR, "vitcod", "vitcod+topk", "vitcod+argmax") for key in ("siglip", "eva02", "pit")]
 TABLE += [(row, key) for key in tiny.WIDENING for row in ("nothing", "structure", "vitality", "pivot-some", "topk-late", "argmax-late+vitality", "exits")]
+TABLE += [(row, key) for row in ("evit", "ats", "exits+ats") for key in ("distilled", "dinov2-registers", "eva02", "lvvit")]
+TABLE += [(row, key) for row in ("tome", "tome+argmax") for key in ("dinov2-registers", "siglip", "siglip-gap", "no-class", "eva02", "lvvit")]
+TABLE += [(row, "iret") for row in ("tome", "ats", "tome+ats")]
 TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some", "exits")]
 BATCH_NORM = {"lvvit", "iret", *tiny.ATTENTION_ONLY}  # which works on the batch in training
 
@@ -231,7 +248,7 @@ def test_every_row_has_a_digest_of_its_own():
 # gradients
 
 
-@pytest.mark.parametrize("row, key", [(r, "deit") for r in PRUNING if "random" not in r or r == "argmax+random"]
+@pytest.mark.parametrize("row, key", [(r, "deit") for r in SELECTED]
                          + [("argmax", key) for key in tiny.MODELS if key != "one-head"])
 def test_cross_entropy_alone_reaches_every_new_parameter(row, key):
     fast, images = adapted(row, key).train(), tiny.images(key, 8)
@@ -261,7 +278,8 @@ def test_a_training_step_in_mixed_precision_stays_finite(row):
 # export
 
 
-@pytest.mark.parametrize("row, key", [("topk", "deit"), ("random", "deit"), ("topk", "siglip"), ("vitality+topk", "deit"), ("vitality-kd", "deit")])
+@pytest.mark.parametrize("row, key", [("topk", "deit"), ("random", "deit"), ("topk", "siglip"), ("vitality+topk", "deit"), ("vitality-kd", "deit"),
+                                      ("evit", "deit"), ("tome", "deit"), ("tome", "siglip")])
 def test_static_plans_export_with_a_dynamic_batch(row, key):
     fast, images = adapted(row, key), tiny.images(key, 5)
     exported = torch.export.export(fast, (images[:3],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)).module()
@@ -271,7 +289,8 @@ def test_static_plans_export_with_a_dynamic_batch(row, key):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("row, key", [("argmax", "deit"), ("argmax-bare", "deit"), ("argmax", "average"), ("argmax", "siglip")])
+@pytest.mark.parametrize("row, key", [("argmax", "deit"), ("argmax-bare", "deit"), ("argmax", "average"), ("argmax", "siglip"),
+                                      ("ats", "deit"), ("tome+ats", "deit")])
 def test_per_image_plans_trace_at_batch_one(row, key):
     fast, images = adapted(row, key), tiny.images(key, 6)
     with torch.no_grad():
@@ -472,7 +491,7 @@ def test_the_same_seed_gives_the_same_result(row):
 
     first, again, other = result(1), result(1), result(2)
     assert torch.equal(first[0], again[0]) and first[1] == again[1] and torch.equal(first[2], again[2])
-    if row in PRUNING:
+    if row in SELECTED or "random" in row:
         assert not torch.equal(first[2], other[2])
 
 
