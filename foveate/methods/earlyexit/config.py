@@ -50,7 +50,7 @@ class EarlyExit(Method):
         value = self.threshold
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if self.gate == "patience":
-            if not number or value != int(value) or value < 1:
+            if not number or (isinstance(value, float) and not value.is_integer()) or value < 1:
                 wrong(self, "threshold", value, "a whole number >= 1: how many exits in a row must agree with the one before", "2 is usual for patience")
             object.__setattr__(self, "threshold", int(value))
             return
