@@ -149,8 +149,11 @@ def _entering(work: Workload, block: int) -> int:
 
 
 def _energy(work: Workload, card: Card, machine: Machine) -> float:
-    found = charged(Ledger(work.operations()), machine, card).energy_mj
+    another = 'name another target with target=..., such as "xeon-6230" (`foveate targets`)'
+    try:
+        found = charged(Ledger(work.operations()), machine, card).energy_mj
+    except FoveateError as error:
+        raise FoveateError(error.given, error.allowed, another) from None
     if found is None:
-        raise FoveateError(f"target {machine.name}, which has no figures of energy", "a target with watts or energies, such as zcu102 or xeon-6230",
-                           f'leave target out for "{TARGET}", or name one of these (`foveate targets`)')
+        raise FoveateError(f"energies on {machine.name}, which has none", "a target with watts or energies", another)
     return found

@@ -19,12 +19,14 @@ X, PLACE, BESIDE, ROW = "x", "place", "beside", "row"
 """What flows between two segments, in this order, one row an image: tokens, their grid slots once some are gone, what the backbone carries past
 the blocks, what the class token attended to."""
 
+_NOTHING = torch.empty(0)
+
 
 @dataclass(frozen=True)
 class Form:
     """The tensors between two segments, and what they are put together with again.
 
-    tokens: those of an example, whose own tensors count for nothing. block: the watched block whose row flows along.
+    tokens: all but these tensors. block: the watched block whose row flows along.
     """
 
     tokens: Tokens
@@ -38,7 +40,8 @@ class Form:
         names = tuple(name for name, needed in there.items() if needed)
         # Where counts are free, a traced graph must read from the places where the packages begin.
         packages = None if single and tokens.place.dim() > 1 else tokens.packages
-        return cls(replace(tokens, packages=packages), names, run.watched[-1].block if row else None)
+        rest = replace(tokens, packages=packages, x=_NOTHING, beside=None, place=_NOTHING if there[PLACE] else tokens.place)
+        return cls(rest, names, run.watched[-1].block if row else None)
 
     def packed(self, tokens: Tokens, run: Run) -> tuple[Tensor, ...]:
         """The tensors of what a segment left."""
@@ -50,11 +53,8 @@ class Form:
         given, run = dict(zip(self.names, tensors, strict=True)), Run(masked=False)
         tokens = replace(self.tokens, **{name: value for name, value in given.items() if name != ROW})
         if ROW in given:
-            run.watched.append(Watched(self.block, tokens, given[ROW], *_NOTHING))
+            run.watched.append(Watched(self.block, tokens, given[ROW][..., None], _NOTHING, _NOTHING))
         return tokens, run
-
-
-_NOTHING = (torch.empty(0), torch.empty(0))
 
 
 class Segment(nn.Module):
