@@ -74,6 +74,16 @@ ROWS = {
     "exits+ats": lambda: [fv.EarlyExit(after=(1, 2, 3)), fv.ATS(after=(1, 2, 4), tokens=9)],
     "structure+pivot+random": lambda: [fv.Structure(keep=0.7), fv.PIVOT(skip=(1, 4)), fv.Random(after=(2,), keep=(0.5,))],
 }
+# On models that widen their tokens only.
+FORGETTING = {
+    "iret": lambda: [fv.IRET(threshold=0.055)],
+    "iret-late": lambda: [fv.IRET(threshold=(0.0, 0.06), focus=False)],
+    "iret+vitality": lambda: [fv.IRET(threshold=0.055, samples=1), fv.ViTALiTy()],
+    "iret+pivot": lambda: [fv.PIVOT(skip=(2, 3)), fv.IRET(threshold=0.055)],
+    "iret+topk": lambda: [fv.IRET(threshold=0.055), fv.SPViT(after=(3,), keep=(0.4,))],
+    "iret+argmax": lambda: [fv.SPViT(after=(3,), keep=(0.4,), select="argmax"), fv.IRET(threshold=0.055)],
+    "iret+exits": lambda: [fv.IRET(threshold=0.055), fv.EarlyExit(after=(1, 2, 3))],
+}
 PRUNING = [row for row in ROWS if any(m.prunes for m in ROWS[row]())]
 SELECTED = [row for row in PRUNING if any(m.name == "spvit" for m in ROWS[row]())]  # the others have nothing to learn
 EXITS = [row for row in ROWS if row.startswith("exits")]
@@ -89,11 +99,12 @@ TABLE += [(row, key) for row in ("evit", "ats", "exits+ats") for key in ("distil
 TABLE += [(row, key) for row in ("tome", "tome+argmax") for key in ("dinov2-registers", "siglip", "siglip-gap", "no-class", "eva02", "lvvit")]
 TABLE += [(row, "iret") for row in ("tome", "ats", "tome+ats")]
 TABLE += [(row, key) for key in tiny.ATTENTION_ONLY for row in ("nothing", "vitality", "vitality-some", "pivot-some", "exits")]
+TABLE += [(row, "iret") for row in FORGETTING] + [("iret", key) for key in tiny.WIDENING if key != "iret"]
 BATCH_NORM = {"lvvit", "iret", *tiny.ATTENTION_ONLY}  # which works on the batch in training
 
 
 def plan_of(row: str) -> fv.Plan:
-    return fv.Plan(ROWS[row]())
+    return fv.Plan((ROWS | FORGETTING)[row]())
 
 
 def adapted(row: str, key: str = "deit", dtype: torch.dtype = torch.float32) -> fv.AdaptiveModel:
@@ -175,7 +186,7 @@ def test_masked_equals_packed_under_replayed_decisions(row, key):
     assert repeated.tokens == trace.tokens and repeated.block_tokens == trace.block_tokens
     if row in EXITS:
         assert len(set(trace.exits)) > 1 and repeated.exits == trace.exits, "all images leave at one place: this test shows nothing"
-    if row in PRUNING:
+    if row in (*PRUNING, *FORGETTING):
         assert min(filter(None, trace.tokens[-1])) < fast.card.prefix_tokens + fast.card.blocks[0].patches, "nothing was pruned: this test shows nothing"
         assert not torch.allclose(logits, tiny.model(key)(images), atol=1e-4)
 
@@ -290,7 +301,8 @@ def test_static_plans_export_with_a_dynamic_batch(row, key):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("row, key", [("argmax", "deit"), ("argmax-bare", "deit"), ("argmax", "average"), ("argmax", "siglip"),
-                                      ("ats", "deit"), ("tome+ats", "deit")])
+                                      ("ats", "deit"), ("tome+ats", "deit"),
+                                      ("iret", "iret"), ("iret+argmax", "iret")])
 def test_per_image_plans_trace_at_batch_one(row, key):
     fast, images = adapted(row, key), tiny.images(key, 6)
     with torch.no_grad():
@@ -313,7 +325,7 @@ def test_a_plan_with_exits_is_refused_as_one_graph(row):
 # restore
 
 
-@pytest.mark.parametrize("row, key", [(row, key) for row, key in TABLE if key == "deit" or row in ("argmax", "pivot") or key in tiny.ATTENTION_ONLY])
+@pytest.mark.parametrize("row, key", [(row, key) for row, key in TABLE if key == "deit" or row in ("argmax", "pivot", *FORGETTING) or key in tiny.ATTENTION_ONLY])
 def test_restore_gives_the_original_back(row, key):
     base, images = tiny.model(key), tiny.images(key)
     back = fv.restore(adapted(row, key))
