@@ -1,4 +1,4 @@
-"""DeiT at widths 160, 256, 288 and 320 (timm has 192, 384, 768): the scaled baselines of SPViT, section 5.1."""
+"""DeiT at widths timm does not have (it has 192, 384, 768): the scaled baselines of SPViT, section 5.1, and those of Fig. 19 of IRET."""
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -9,8 +9,8 @@ from foveate.backbones.nano import check_weights_exist
 __all__ = ["HEADS"]
 
 # Width -> heads. DeiT's head dimension is 64; where 64 does not divide the width, the count that comes nearest to it:
-# head dimensions 80, 64, 72, 64. Neither the parameters nor the MACs depend on it.
-HEADS = {160: 2, 256: 4, 288: 4, 320: 5}
+# head dimensions 80, 64, 43, 72, 53, 64. Neither the parameters nor the MACs depend on it.
+HEADS = {160: 2, 256: 4, 258: 6, 288: 4, 318: 6, 320: 5}
 
 
 def _cfg() -> dict:
@@ -62,9 +62,21 @@ def deit_256_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransforme
 
 
 @register_model
+def deit_258_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """DeiT of width 258 with 6 heads (head dimension 43): 2.168 GMACs at 224 px; otherwise as deit_160_patch16_224."""
+    return _create_deit(258, pretrained, kwargs)
+
+
+@register_model
 def deit_288_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
     """DeiT of width 288 with 4 heads (head dimension 72): 2.665 GMACs at 224 px; otherwise as deit_160_patch16_224."""
     return _create_deit(288, pretrained, kwargs)
+
+
+@register_model
+def deit_318_patch16_224(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """DeiT of width 318 with 6 heads (head dimension 53): 3.213 GMACs at 224 px; otherwise as deit_160_patch16_224."""
+    return _create_deit(318, pretrained, kwargs)
 
 
 @register_model
