@@ -103,6 +103,18 @@ def test_openvino_runs_any_batch_of_a_topk_plan(adapted):
 
 
 @needs_openvino
+@pytest.mark.parametrize("method", [fv.EViT(after=(1, 3), keep=(0.7, 0.4)), fv.ToMe(r=3)], ids=["evit", "tome"])
+def test_openvino_runs_any_batch_of_the_peers(method):
+    model = tiny.adapted(fv.Plan([method]), "deit").eval()
+    engine = load_engine(model, "openvino", "fp32", tiny.images("deit", 6))
+    assert engine.max_batch is None and engine.agreement.worst < 1e-5
+    with torch.no_grad():
+        for count in (1, 5):
+            images = tiny.images("deit", count, seed=count)
+            torch.testing.assert_close(engine(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@needs_openvino
 def test_openvino_keeps_one_graph_for_all_batch_sizes_beyond_the_first(images):
     model = Narrow().eval()
     engine = load_engine(model, "openvino", "fp32", images)
