@@ -70,23 +70,22 @@ class ExitOutcomes:
         scale = {"entropy": range(40, -1, -5), "margin": range(20, 101, 10)}.get(self.config.gate, range(60, 101, 5))
         return tuple(percent / 100 for percent in scale)
 
-    def taken(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """(index of the exit that answers each image, whether that exit is sure of it), both [images]."""
-        sure = self.config.but(threshold=threshold).sure(self.measure)
-        index = np.where(sure.any(0), sure.argmax(0), len(self.blocks) - 1)
-        return index, sure.any(0)
-
     def point(self, threshold: float | None = None) -> ExitPoint:
-        """Accuracy, cost and the exit histogram (Figs. 20 and 21 of IRET) at a threshold; by default the plan's own."""
-        threshold = self.config.threshold if threshold is None else threshold
-        index, sure = self.taken(threshold)
-        image = np.arange(len(index))
+        """Accuracy, cost and the exit histogram (Figs. 20 and 21 of IRET) at a threshold; by default the plan's own.
+
+        Raises FoveateError for a threshold that the gate does not take.
+        """
+        return self._at(self.config.threshold if threshold is None else self.config.but(threshold=threshold).threshold)
+
+    def _at(self, threshold: float) -> ExitPoint:
+        sure = self.config.sure(self.measure, threshold)
+        answered, image = sure.any(0), np.arange(sure.shape[1])
+        index = np.where(answered, sure.argmax(0), len(self.blocks) - 1)
         right = self.correct[index, image]
+        share = lambda chosen: tuple(100 / len(image) * np.bincount(index[chosen], minlength=len(self.blocks)).astype(float))
         percent = lambda chosen: 100 * float(np.mean(chosen))
-        places = range(len(self.blocks))
-        return ExitPoint(
-            threshold, percent(right), float(self.macs[index, image].mean()), tuple(percent(sure & right & (index == at)) for at in places),
-            tuple(percent(sure & ~right & (index == at)) for at in places), percent(~sure), percent(~sure & right))  # fmt: skip
+        return ExitPoint(threshold, percent(right), float(self.macs[index, image].mean()), share(answered & right), share(answered & ~right),
+                         percent(~answered), percent(~answered & right))  # fmt: skip
 
     def sweep(self, thresholds: Iterable[float] | None = None) -> list[ExitPoint]:
         """A point for each threshold; by default for `thresholds`."""
@@ -102,7 +101,7 @@ class ExitOutcomes:
             raise FoveateError("an accuracy and MACs to calibrate exits for" if macs else "nothing to calibrate exits for", "one of the two", "give the accuracy in percent, or the MACs")
         steps = self.thresholds if self.config.gate == "patience" else [step / STEPS for step in range(STEPS + 1)]
         steps = steps if self.config.gate == "entropy" else steps[::-1]
-        points = self.sweep(steps)
+        points = [self._at(step) for step in steps]
         if macs is not None:
             points, cheapest = [p for p in points if p.macs <= macs], min(points, key=lambda p: p.macs)
             if not points:

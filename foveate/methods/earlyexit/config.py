@@ -66,11 +66,15 @@ class EarlyExit(Method):
     def default(self, field: str) -> Any:
         return GATES[self.gate] if field == "threshold" else super().default(field)
 
-    def sure(self, measure: Any) -> Any:
-        """Which images leave at an exit: bool [...] for the gate's measure [...] there, an array or a tensor (see foveate.nn.exits.sureness); NaN stays."""
+    def sure(self, measure: Any, threshold: float | None = None) -> Any:
+        """Which images leave at an exit: bool [...] for the gate's measure [...] there, an array or a tensor (see foveate.nn.exits.sureness); NaN stays.
+
+        threshold: another than the settings' own.
+        """
+        threshold = self.threshold if threshold is None else threshold
         if self.gate == "entropy":
-            return (measure <= self.threshold) & (self.threshold > 0)
-        return (measure >= self.threshold) & (self.gate == "patience" or self.threshold < 1)
+            return (measure <= threshold) & (threshold > 0)
+        return (measure >= threshold) & (self.gate == "patience" or threshold < 1)
 
     def exits(self, card) -> tuple[int, ...]:
         return self.after
