@@ -31,8 +31,8 @@ def write_model(kind: str, model: AdaptiveModel, path: Path, images: Tensor, bat
     graph = _converted(kind, Deciding(model), given, batch, precision, outputs=stages)
     call = _call(kind, graph, precision, stages)
     with torch.inference_mode():
-        groups = [call([group])[1:] for group in (images.split(1) if batch == 1 else [images])]
-    places = [[np.asarray(places).copy() for places in stage] for stage in zip(*groups, strict=True)]
+        groups = [[places.numpy().copy() for places in call([group])[1:]] for group in (images.split(1) if batch == 1 else [images])]
+    places = [list(stage) for stage in zip(*groups, strict=True)]
     if kind == "openvino":
         graph = openvino_backend.openvino.Model(graph.get_results()[:1], graph.get_parameters(), "foveate")
     elif kind == "torch":  # whose graphs cannot give up an output
