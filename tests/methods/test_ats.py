@@ -94,3 +94,17 @@ def test_numbers_of_samples_that_are_none_are_refused(value):
 def test_backbones_that_do_not_fit_are_refused(key, after, words):
     with pytest.raises(fv.FoveateError, match=f"(?s){words}"):
         fv.adapt(tiny.model(key), fv.Plan([fv.ATS(after)]))
+
+
+def test_iret_and_ats_are_one_plan():
+    """What section VI of IRET names as future work: its layers forget before they widen, later blocks draw from what is left."""
+    plan = fv.Plan([fv.IRET(threshold=0.055), fv.ATS((3, 4), 9)])
+    fast, images = tiny.adapted(plan, "iret"), tiny.images("iret", 6)
+    with torch.no_grad():
+        logits, trace = fast.traced(images)
+        torch.testing.assert_close(fast.masked(images, trace), logits, atol=5e-6, rtol=0)
+        for i, image in enumerate(images):
+            torch.testing.assert_close(fast(image[None])[0], logits[i], atol=5e-6, rtol=0)
+    assert trace.after == (1, 2, 3, 4) and len(set(trace.tokens[1])) > 1
+    assert all((late <= early).all() for early, late in zip(trace.kept, trace.kept[1:]))
+    assert (trace.kept[-1].sum(1) < trace.kept[1].sum(1)).any(), "ATS dropped nothing: this test shows nothing"
