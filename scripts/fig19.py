@@ -56,7 +56,8 @@ def _record(path: Path) -> dict[str, Any]:
         found = form | form.get("test", {}) | ({"plan": "+".join(m["method"] for m in plan["methods"]) or "dense"} if plan else {})
         return {"plan": found["plan"], "macs": float(found["macs"]), "accuracy_percent": float(found["accuracy_percent"])} | found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FoveateError(f"{path}, which has no accuracy and cost ({type(error).__name__}: {error})", "a tested run folder, or a file of `foveate eval --json`",
+        raise FoveateError(f"{path}, which has no accuracy and cost ({type(error).__name__}: {error})",
+                           "a tested run folder, or a file of `foveate eval --json`",
                            "test it: foveate eval RUN --json > FILE.json") from error
 
 

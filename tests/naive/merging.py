@@ -40,13 +40,13 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, sizes: list[float], 
 
 
 def significance(rows: Tensor, v: Tensor) -> list[float]:
-    """Eq. 3 of ATS, summed over heads: A_1j ||V_j|| over the sum of all patches; rows [n, H], v [n, H, e], without the class token."""
+    """Token scoring in ATS, summed over heads: A_1j ||V_j|| over the sum of all patches; rows [n, H], v [n, H, e], without the class token."""
     raw = [sum(float(rows[j, h]) * float(v[j, h].norm()) for h in range(rows.shape[1])) for j in range(len(rows))]
     return [s / sum(raw) for s in raw]
 
 
 def drawn(share: list[float], samples: int) -> set[int]:
-    """Eqs. 4 and 5 of ATS: the tokens on whose step of the cumulative distribution a point (2k - 1) / (2K) lies."""
+    """Token sampling in ATS: the tokens on whose step of the cumulative distribution a point (2k - 1) / (2K) lies."""
     found = set()
     for k in range(1, samples + 1):
         point, total = (2 * k - 1) / (2 * samples), 0.0

@@ -28,7 +28,8 @@ class ATS(Method):
         check_blocks(self, "after")
         good = isinstance(self.tokens, (int, float)) and not isinstance(self.tokens, bool)
         if not good or not (self.tokens >= 1 if isinstance(self.tokens, int) else 0 < self.tokens <= 1):
-            wrong(self, "tokens", self.tokens, "a whole number >= 1, or a share in (0, 1]", "give a number of samples such as 108, or a share of the patches such as 0.55")
+            wrong(self, "tokens", self.tokens, "a whole number >= 1, or a share in (0, 1]",
+                  "give a number of samples such as 108, or a share of the patches such as 0.55")
 
     @property
     def data_dependent(self) -> bool:

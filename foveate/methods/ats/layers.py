@@ -13,12 +13,12 @@ from foveate.nn.tokens import Tokens
 
 
 def significance(rows: Tensor, v: Tensor) -> Tensor:
-    """What each token brings to the class token, sum over heads of A_1j ||V_j||: rows [..., H], v [..., H, e] -> [...] (Eq. 3 of ATS)."""
+    """What each token brings to the class token, sum over heads of A_1j ||V_j||: rows [..., H], v [..., H, e] -> [...] (token scoring in ATS)."""
     return (rows * at_least_float32(v).norm(dim=-1)).sum(-1)
 
 
 def sampled(weight: Tensor, samples: int) -> Tensor:
-    """Which tokens inverse transform sampling draws: weight [B, m] >= 0, not all 0 -> [B, m] of zeros and ones (Eqs. 4 and 5 of ATS).
+    """Which tokens inverse transform sampling draws: weight [B, m] >= 0, not all 0 -> [B, m] of zeros and ones (token sampling in ATS).
 
     The points are u_k = (2k - 1) / (2K), k = 1...K, on the cumulative distribution; a token is drawn by those on its own step.
     Up to a step that ends at c there are floor(K c + 1/2) of them.
