@@ -166,7 +166,8 @@ class TimeBudget:
         return self.costs.latency_ms(0, len(tokens), max(tokens)) + self._spent
 
     def cannot_pay(self, segment: int, images: Sequence[int], tokens: Sequence[int]) -> list[bool]:
-        left = [self.limits[image] - self._spent for image in images]
+        spent = self._spent
+        left = [self.limits[image] - spent for image in images]
         loosest_first = sorted(range(len(images)), key=lambda i: -left[i])
         fullest = [tokens[i] for i in loosest_first]
         for place in range(1, len(fullest)):

@@ -15,9 +15,9 @@ from foveate.methods.hooks import Run
 from foveate.nn.class_row import Watched
 from foveate.nn.tokens import Tokens
 
-X, PLACE, BESIDE, ROW = "x", "place", "beside", "row"
-"""What flows between two segments, in this order, one row an image: tokens, their grid slots once some are gone, what the backbone carries past
-the blocks, what the class token attended to."""
+X, PLACE, SIZES, BESIDE, ROW = "x", "place", "sizes", "beside", "row"
+"""What flows between two segments, in this order, one row an image: tokens, their grid slots once some are gone, how many patches each stands for
+once some were merged, what the backbone carries past the blocks, what the class token attended to."""
 
 _NOTHING = torch.empty(0)
 
@@ -36,17 +36,16 @@ class Form:
     @classmethod
     def of(cls, tokens: Tokens, run: Run, single: bool, row: bool) -> Form:
         """The form of an example. single: the number of tokens is free, and one image comes at a time. row: what the class token attended to is still needed."""
-        there = {X: True, PLACE: tokens.place.dim() > 1, BESIDE: tokens.beside is not None, ROW: row}
+        there = {X: True, PLACE: tokens.place.dim() > 1, SIZES: tokens.sizes is not None, BESIDE: tokens.beside is not None, ROW: row}
         names = tuple(name for name, needed in there.items() if needed)
         # Where counts are free, a traced graph must read from the places where the packages begin.
         packages = None if single and tokens.place.dim() > 1 else tokens.packages
-        rest = replace(tokens, packages=packages, x=_NOTHING, beside=None, place=_NOTHING if there[PLACE] else tokens.place)
+        rest = replace(tokens, packages=packages, x=_NOTHING, sizes=None, beside=None, place=_NOTHING if there[PLACE] else tokens.place)
         return cls(rest, names, run.watched[-1].block if row else None)
 
     def packed(self, tokens: Tokens, run: Run) -> tuple[Tensor, ...]:
         """The tensors of what a segment left."""
-        found = {X: lambda: tokens.x, PLACE: lambda: tokens.place, BESIDE: lambda: tokens.beside, ROW: lambda: run.class_row(tokens)}
-        return tuple(found[name]() for name in self.names)
+        return tuple(run.class_row(tokens) if name == ROW else getattr(tokens, name) for name in self.names)
 
     def unpacked(self, tensors: Sequence[Tensor]) -> tuple[Tokens, Run]:
         """What the next segment works on."""
