@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 import tiny
+from command import answer
 from foveate.cli import main
 from foveate.methods.iret.cost import parameters_used
 from foveate.nn.lifting import lifting_losses
@@ -302,14 +304,8 @@ def run(tmp_path_factory):
     return fv.save(fv.adapt(base, fv.Plan([fv.IRET(threshold=0.018)])), tmp_path_factory.mktemp("iret") / "run")
 
 
-def answered(capsys, *arguments) -> dict:
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 def test_thresholds_on_the_command_line(run, tmp_path, capsys):
-    said = answered(capsys, "thresholds", run, "--data", "fashion-mnist-subset", "--limit", 20, "--threshold", 0, 0.018, 0.5, "--threshold", "0.018,0", "--out", tmp_path, "--json")
+    said = answer(capsys, "thresholds", run, "--data", "fashion-mnist-subset", "--limit", 20, "--threshold", 0, 0.018, 0.5, "--threshold", "0.018,0", "--out", tmp_path)
     assert said["layers"] == [2, 3] and said["images"] == 20
     none, some, all_, split = said["thresholds"]
     assert none["dropped"] == [0, 0] and none["tokens_left"] == 51 and none["macs"] == said["macs_dense"] and none["params_used"] == said["params"]
@@ -318,7 +314,7 @@ def test_thresholds_on_the_command_line(run, tmp_path, capsys):
     assert all_["rescued"] == 20 and all_["tokens_left"] == 3
     assert split["threshold"] == [0.018, 0] and split["dropped"] == [some["dropped"][0], 0]
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    one = answered(capsys, "eval", run, "--data", "fashion-mnist-subset", "--limit", 20, "--plan", "iret(threshold=0.5)", "--json")
+    one = answer(capsys, "eval", run, "--data", "fashion-mnist-subset", "--limit", 20, "--plan", "iret(threshold=0.5)")
     assert one["rescued"] == 20 and one["accuracy_percent"] == all_["accuracy_percent"]
 
 
@@ -332,8 +328,30 @@ def test_what_thresholds_refuses(run, capsys):
 def test_forget_and_focus_maps(run, tmp_path, capsys):
     from foveate.report import load_results
 
-    answered(capsys, "inspect", "tokens", run, "--data", "fashion-mnist-subset", "--count", 2, "--out", tmp_path, "--json")
+    answer(capsys, "inspect", "tokens", run, "--data", "fashion-mnist-subset", "--count", 2, "--out", tmp_path)
     forget, *focus = load_results(tmp_path).grids
     assert forget.stages == ("after block 1", "after block 2") and forget.grids == ((7, 7), (7, 7))
     assert [grid.images.shape for grid in focus] == [(2, 14, 14), (2, 14, 14)] and all(grid.images.max() == 255 for grid in focus)
     assert all(np.array_equal(one.kept[0], kept) for one, kept in zip(focus, forget.kept))
+
+
+def test_training_from_scratch_with_a_teacher(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    for split in ("train", "val"):
+        for name in "ab":
+            (folder / split / name).mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(torch.randint(256, (28, 28, 3), dtype=torch.uint8).numpy()).save(folder / split / name / f"{number}.png")
+    small = timm.create_model("foveate_nano_p4", depth=2, embed_dim=24, num_heads=2, num_classes=2)
+    teacher, other = fv.save(small, tmp_path / "teacher"), fv.save(tiny.model(), tmp_path / "other")
+    command = ["adapt", "iret_nano", "--plan", "iret-nano", "--data-dir", folder, "--split", "train+validation", "--epochs", 1, "--batch-size", 4,
+               "--device", "cpu", "--scratch", "--steps", 1]
+    answer(capsys, *command, "--teacher", teacher, "--out", tmp_path / "run")
+    fast = fv.load(tmp_path / "run")
+    assert fast.plan == fv.Plan.parse("iret-nano") and fast.num_classes == 2
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert recipe["hard_weight"] == 0.5 and recipe["kl_weight"] == recipe["distill_weight"] == 0
+    for arguments, words in ((["--teacher", other, "--out", tmp_path / "no"], "7 classes, 32x32 pixels"),
+                             (["--pretrained", "--out", tmp_path / "no"], "--scratch with --pretrained")):
+        assert main([str(a) for a in (*command, *arguments)]) == 2
+        assert words in capsys.readouterr().err
