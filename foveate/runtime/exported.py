@@ -2,10 +2,11 @@
 
 import copy
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +84,11 @@ def named(error: Exception) -> str:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Inside the block neither warnings nor log lines of exporters appear: the check of what they made is what counts."""
+    """Inside the block exporters print, log and warn to nobody: the check of what they made is what counts."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,8 +1,5 @@
 """ONNX Runtime and torch.export: what they make of every method equals eager, in batches it was not traced with."""
 
-import copy
-import functools
-
 import pytest
 import tiny
 import torch
@@ -27,7 +24,6 @@ PLANS = {
     "tome": ("deit", [fv.ToMe(r=3)]),
     "ats": ("deit", [fv.ATS(after=(2,), tokens=0.6)]),
     "iret": ("iret", [fv.IRET(threshold=0.05)]),
-    "iret without thresholds": ("iret", [fv.IRET(threshold=0.0)]),
     "argmax, rotary": ("eva02", [fv.SPViT(after=(2,), keep=(0.5,), select="argmax")]),
 }
 STAGED = {"earlyexit"}  # one graph a segment: see test_staged.py
@@ -37,23 +33,12 @@ def same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, theirs.abs().max().item()))
 
 
-@functools.cache
-def exported(name):
-    """The model, its graph of torch.export, and whether that takes one image."""
-    key, methods = PLANS[name]
-    model = tiny.adapted(fv.Plan(methods), key).eval()
-    single = images_at_once(model, tiny.images(key, 6)) == 1
-    return model, exported_program(model, tiny.images(key, 6).flip(-1), 1 if single else None), single
-
-
-def held_to_eager(run, name):
-    key, model, single = PLANS[name][0], exported(name)[0], exported(name)[2]
-    images = tiny.images(key, 7)
+def held_to_eager(run, model, images, single):
     with torch.no_grad():
         expected, trace = model.traced(images)
         same(torch.cat([run(image[None]) for image in images]), expected)
         if single:
-            assert len({counts for counts in zip(*trace.block_tokens)}) > 1, "all images keep equally many tokens: this test shows nothing"
+            assert len(set(zip(*trace.block_tokens))) > 1, "all images keep equally many tokens: this test shows nothing"
         else:
             for count in (7, 3):
                 same(run(images[:count]), expected[:count])
@@ -64,17 +49,90 @@ def test_every_method_is_exported():
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_torch_export_equals_eager(name):
-    held_to_eager(exported(name)[1].module(), name)
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_onnx_runtime_equals_eager(name, monkeypatch):
-    model, program, single = exported(name)
+def test_exported_equals_eager(name, monkeypatch):
+    key, methods = PLANS[name]
+    model, images = tiny.adapted(fv.Plan(methods), key).eval(), tiny.images(key, 7)
+    single = images_at_once(model, images) == 1
+    program = exported_program(model, images.flip(-1), 1 if single else None)
+    held_to_eager(program.module(), model, images, single)
     monkeypatch.setattr(onnx_backend, "exported_program", lambda *_: program)
     graph = onnx_backend.onnx_graph(model, torch.empty(0), single)
-    held_to_eager(onnx_backend.onnx_runner(graph, 1), name)
+    held_to_eager(onnx_backend.onnx_runner(graph, 1), model, images, single)
     assert [graph.graph.input[0].name, graph.graph.output[0].name] == ["images", "logits"]
     shape = graph.graph.input[0].type.tensor_type.shape.dim
     assert (shape[0].dim_value if single else shape[0].dim_param) == (1 if single else "batch")
     assert b"site-packages" not in graph.SerializeToString(), "stack traces with paths of this machine"
+
+
+# engines
+
+
+class Narrow(nn.Module):
+    """A classifier small enough to export in a moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+
+class Brightest(Narrow):
+    """Keeps another number of values in each image: the mean of those above the image's mean (one image at a time)."""
+
+    class plan:
+        data_dependent, methods, pruning_blocks = True, ("any",), ()
+
+    def forward(self, images):
+        values = images.flatten()
+        kept = values[(values > values.mean()).nonzero()[:, 0]]
+        return self.linear.weight.sum(1)[None] * kept.mean() + kept.shape[0]
+
+
+class Foreign(Narrow):
+    def forward(self, images):
+        return self.linear(torch.special.bessel_j0(images).flatten(1))
+
+
+class Undecided(Narrow):
+    def forward(self, images):
+        return self.linear(images.flatten(1)) * (2 if images.mean() > 0 else 1)
+
+
+def test_an_engine_runs_any_batch_and_leaves_its_answers_alone():
+    images = torch.randn(6, 3, 2, 2)
+    model = Narrow().eval()
+    engine = load_engine(model, "onnxruntime", "fp32", images)
+    assert (engine.name, engine.max_batch) == ("onnxruntime fp32", None) and engine.agreement.worst < 1e-6
+    first = engine(images)
+    kept = first.clone()
+    same(engine(-images[:2]), model(-images[:2]).detach())
+    assert torch.equal(first, kept)
+
+
+def test_per_image_counts_run_one_image_at_a_time():
+    images = torch.randn(6, 3, 2, 2)
+    model = Brightest().eval()
+    engine = load_engine(model, "onnxruntime", "fp32", images)
+    assert engine.max_batch == 1
+    for image in images:
+        same(engine(image[None]), model(image[None]).detach())
+
+
+@pytest.mark.parametrize("model, word", [(Foreign(), "ONNX cannot express"), (Undecided(), "torch.export cannot take")], ids=["operation", "decision"])
+def test_what_cannot_be_exported_is_named(model, word, capfd):
+    with pytest.raises(fv.FoveateError, match=word) as caught:
+        load_engine(model, "onnxruntime", "fp32", torch.randn(4, 3, 2, 2))
+    assert 'backend="torch"' in caught.value.do and len(str(caught.value)) < 800
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_no_graph_is_named():
+    with pytest.raises(fv.FoveateError, match="ONNX Runtime cannot load"):
+        onnx_backend.onnx_runner(b"no graph", 1)
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(fv.FoveateError, match="bf16"):
+        load_engine(Narrow(), "onnxruntime", "bf16", torch.randn(4, 3, 2, 2))
