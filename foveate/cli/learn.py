@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option(metavar="RUN", show_default=False, help="Fold
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run in --out stopped; the result is that of an uninterrupted run.")
 ]
-RECIPES_HELP = "base-nano, spvit, vitality, iret, pivot (the papers' recipes), spvit-nano, vitality-nano, iret-nano, pivot-nano (short, for 28x28 images)"
+RECIPES_HELP = "base-nano, spvit, vitality, iret, pivot (the papers' recipes), earlyexit (frozen backbone), spvit-nano, vitality-nano, iret-nano, pivot-nano, earlyexit-nano (short, for 28x28 images)"
 RecipeName = Annotated[str, typer.Option(metavar="RECIPE", help=f"{RECIPES_HELP}, or a recipe.json.")]
 Epochs = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="Passes over the training images. Default: the recipe's.")]
 Batch = Annotated[
