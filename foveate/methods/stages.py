@@ -89,7 +89,7 @@ def _rows(tokens: Tokens, run: Run, rule: Rule, score: Score) -> Tokens:
     rows = (place >= 0).nonzero()[:, 0]
     image = tokens.image_of_row()[rows]
     patches = torch.bincount(image, minlength=tokens.images)
-    chance = score(tokens.x.flatten(0, -2)[rows], lambda f: _mean_by_image(f, image, patches)[..., image, :])
+    chance = score(tokens.x.flatten(0, -2).index_select(0, rows), lambda f: _mean_by_image(f, image, patches).index_select(-2, image))
     replayed = run.replayed(rows.device)
     if replayed is not None:
         keep = replayed[image, place[rows]]

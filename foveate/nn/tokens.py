@@ -160,7 +160,7 @@ def from_rows(tokens: Tokens, rows: Tensor, image: Tensor, place: Tensor) -> Tok
     order = torch.argsort(image, stable=True)
     lengths = tuple(torch.bincount(image, minlength=tokens.images).tolist())
     packages = torch.bincount(image[packaged], minlength=tokens.images).tolist()
-    rows, place = rows[order], place[order]
+    rows, place = rows.index_select(0, order), place.index_select(0, order)
     if len(set(lengths)) == 1 and len(set(packages)) == 1:
         x, place = rows.unflatten(0, (tokens.images, lengths[0])), place.view(tokens.images, lengths[0])
         return replace(tokens, x=x, place=place, packages=packages[0], lengths=None, live=None)
