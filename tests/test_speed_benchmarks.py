@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -141,3 +142,13 @@ def test_varlen_attention_is_that_of_each_image(script):
     q, k, v = torch.randn(sum(lengths), 3, 6, 64, device="cuda", dtype=torch.bfloat16).unbind(1)
     expected = by_image(lambda *given: dense_attention(*given, 0.125), q, k, v, lengths)
     assert torch.allclose(varlen_attention(q, k, v, lengths, 0.125), expected, atol=0.02)
+
+
+def test_the_readmes_lines_for_speed_run(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```py\n(.*?)```", (BENCHMARKS.parent / "README.md").read_text(), re.S)
+    (block,) = [block for block in blocks if "runtime.load(" in block]
+    fv.save(tiny.adapted(fv.Plan([fv.SPViT(after=(1, 3), keep=(0.7, 0.4))]), "deit").eval(), tmp_path / "runs" / "fast")
+    monkeypatch.chdir(tmp_path)
+    names = {"images": tiny.images("deit", 2)}
+    exec(compile(block.replace('backend="auto"', 'backend="torch"'), "README.md", "exec"), names)
+    assert names["logits"].shape[0] == 2 and capsys.readouterr().out.startswith("torch ")

@@ -42,11 +42,13 @@ class Candidate:
 
 
 def candidates(
-    models: Sequence[tuple[str, AdaptiveModel]], backends: Sequence[str], precisions: Sequence[str], images: Tensor, threads: int | None
-) -> tuple[list[Candidate], dict[str, str]]:
+    models: Sequence[tuple[str, AdaptiveModel]], backends: Sequence[str], precisions: Sequence[str], images: Tensor, threads: int | None,
+    tolerance: float | None = None,
+) -> tuple[list[Candidate], dict[str, str]]:  # fmt: skip
     """The candidates, timm's eager model first, and what is left out with the reason: "plan, backend precision" -> text.
 
     models: (kind, model), the dense one first. backends, precisions: names; no precision stands for all that a backend has for a model.
+    tolerance: as of `load_engine`.
     Raises FoveateError where no plan can be made at all.
     """
     from foveate.runtime import load_engine
@@ -59,7 +61,7 @@ def candidates(
             name = f"{'dense' if kind == DENSE else model.plan}, {backend} {precision}"
             try:
                 with waiting(f"preparing {name}"):
-                    engine = load_engine(model, backend, precision, images, threads=threads)
+                    engine = load_engine(model, backend, precision, images, threads=threads, tolerance=tolerance)
             except FoveateError as error:
                 left_out[name] = error.given
                 continue

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 AGAINST = ("all", "same", "dense-best")
 AUTO = "auto"
 SLOW_TO_COMPILE = "torch-compile"
+UNTRAINED = 2.0
+"""How far logits of a model without training may differ from eager float32's, as a share of the largest."""
 
 
 def listed(words: Sequence[str] | None) -> list[str]:
@@ -41,11 +43,12 @@ def check_full(target, plans: Sequence[str | None], against: str | None, breakdo
 
 def compare(
     answer: Answer, model: AdaptiveModel, plans: Sequence[Plan], images: Tensor, batches: Sequence[int], backends: Sequence[str], precisions: Sequence[str],
-    peers: bool, against: str, rounds: tuple[int, int, int | None],
+    peers: bool, against: str, rounds: tuple[int, int, int | None], trained: bool,
 ) -> tuple[list[list[Row]], str]:  # fmt: skip
     """Times everything, fills `answer`, and returns the rows of the report's table and its sentence.
 
-    model: under the first of `plans`. backends, precisions: none or "auto" for all. rounds: repetitions, warm-up, threads.
+    model: under the first of `plans`. backends, precisions: none or "auto" for all. rounds: repetitions, warm-up, threads. trained: the model
+    is a run's; weights of no training decide narrowly, so that roundings move their logits far, which says nothing against an engine.
     """
     from foveate.machine import machine
     from foveate.measure.ceiling import gemm_ceilings
@@ -56,7 +59,7 @@ def compare(
     unknown = next((name for name in chosen if name not in installed_backends()), None)
     if unknown:
         load_engine(model, unknown, "fp32", images[:1])  # says what is wrong with it
-    made, left_out = candidates(models, chosen, [] if AUTO in precisions else precisions, images[: max(batches)], rounds[2])
+    made, left_out = candidates(models, chosen, [] if AUTO in precisions else precisions, images[: max(batches)], rounds[2], None if trained else UNTRAINED)
     with waiting("measuring the most that a product of matrices reaches here"):
         ceilings = gemm_ceilings(sorted({one.precision for one in made})) if not next(model.parameters()).is_cuda else {}
     costs, found = _costs(models, images), []

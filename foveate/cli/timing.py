@@ -113,7 +113,8 @@ def bench(
         answer.data = {"model": model.card.name, "run": target.folder}
         rounds, extra = (repetitions, warmup, threads), {}
         if full:
-            drawn, sentence = compare(answer, model, [plan_of(target, text) for text in plans], images, batch, backends, precisions, peers, against or "all", rounds)
+            asked, trained = [plan_of(target, text) for text in plans], target.folder is not None
+            drawn, sentence = compare(answer, model, asked, images, batch, backends, precisions, peers, against or "all", rounds, trained)
         else:
             drawn, sentence, extra = _one(answer, target, model, images, batch, (*backends, "auto")[0], (*precisions, "fp32")[0], rounds, breakdown)
         if csv is not None:
