@@ -27,6 +27,7 @@ LAZY = {
     "foveate.methods": {"foveate.methods.*"},  # the registry opens a room when a model or a count needs it
     "foveate.counting": {"foveate.backbones.describe"},  # a name without a card loads torch once
     "foveate.runtime.openvino_backend": {"openvino", "openvino.*"},
+    "foveate.runtime.int8": {"nncf"},  # seconds, for those who quantise
     "foveate.cli.*": {"*"},
     "foveate.__main__": {"*"},
 }

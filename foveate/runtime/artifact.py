@@ -31,7 +31,7 @@ class Artifact:
     @property
     def agreement(self) -> Agreement:
         """How far its logits lay from eager float32's when it was written."""
-        return Agreement(**{key: self.data["parity"][key] for key in Agreement.__dataclass_fields__})
+        return Agreement(**{key: self.data["parity"][key] for key in Agreement.__dataclass_fields__ if key in self.data["parity"]})
 
 
 def is_artifact(folder: str | Path) -> bool:

@@ -1,7 +1,6 @@
 """From a model or a run folder to the engine that runs it."""
 
-import statistics
-import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +9,12 @@ from torch import Tensor, nn
 
 from foveate.cascade import Cascade
 from foveate.errors import FoveateError
+from foveate.quantised import quantised
 from foveate.runtime.cascade import CascadeMaker
+from foveate.runtime.chooser import Chooser
 from foveate.runtime.engine import Engine
-from foveate.runtime.maker import precisions_of
+from foveate.runtime.maker import Maker, check_precision, precisions_of
+from foveate.runtime.openvino_backend import fast_rest
 from foveate.runtime.staged_maker import maker_of
 from foveate.store import load as load_model
 
@@ -21,7 +23,6 @@ INSTALL = {"openvino": "pip install 'foveate[openvino]'", "onnxruntime": "pip in
 NEEDS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx", "onnxscript")}
 AUTO = ("torch", "openvino")  # torch-compile must be asked for: it compiles for a minute before it answers
 SYNTHETIC_IMAGES = 16
-ROUNDS = 5
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -34,11 +35,11 @@ def load(
 ) -> Engine:
     """The engine of a run folder; arguments as in `load_engine`.
 
-    example: images of the run's own kind to check on and to choose by; synthetic ones by default.
+    example: images of the run's own kind to check on and to choose by; synthetic ones by default. What backend="auto" or
+    precision="auto" chose stays in the run's engines.json with the machine it was measured on: the next load measures nothing.
     Raises FoveateError for a folder that does not load, and as `load_engine` does.
     """
-    model = load_model(run)
-    return load_engine(model, backend, precision, synthetic_images(model.card) if example is None else example, **settings)
+    return load_engine(load_model(run), backend, precision, example, **{"run": run} | settings)
 
 
 def load_engine(
@@ -47,48 +48,60 @@ def load_engine(
     precision: str = "auto",
     example: Tensor | None = None,
     *,
+    batch: int | None = None,
+    explain: bool = False,
+    fallback: bool = False,
+    labels: Tensor | None = None,
+    calibration: Tensor | None = None,
     threads: int | None = None,
     tolerance: float | None = None,
+    run: str | Path | None = None,
 ) -> Engine:
     """An engine for `model`, held against eager float32 on `example` before it is handed out.
 
     model: an AdaptiveModel, a Cascade (an engine for each effort, with the gates between them) or any image classifier; left
         untouched. Its weights are copied, later changes do not show.
-    backend: "torch", "torch-compile", "openvino", "onnxruntime" (fp32), or "auto", the fastest of torch and openvino at this batch size,
-        measured.
-    precision: "fp32", "bf16", "int8", or "auto", the fastest that agrees. "int8" is for models trained with it (the recipe's
-        quantise="int8"), and the only one of openvino for them; torch only emulates it, in fp32 or bf16.
-    example: normalised images [B, C, H, W], of the data and of the batch size that will be used (at least one; some 16 are
-        compared). Not needed for an AdaptiveModel.
+    backend: "torch", "torch-compile", "openvino", "onnxruntime" (fp32), or "auto", the fastest of torch and openvino (onnxruntime
+        where that is missing) at this batch size, measured.
+    precision: "fp32", "bf16", "int8" (openvino), or "auto", the fastest that agrees. Models that were not trained with int8 are
+        quantised here (NNCF), selectors and gates left wide, the rest in bf16 where the CPU has it; "auto" does so where it has images
+        to calibrate on. Those that were trained with it (the recipe's quantise="int8") have no other in openvino; torch emulates it.
+        What this CPU cannot compute in bf16 runs in fp32, with a warning and a line in `passed_over`.
+    example: normalised images [B, C, H, W], of the data that will be used (at least one; some 16 are compared). Not needed for an
+        AdaptiveModel. labels: their right answers [B]: then int8 is judged by the accuracy that it costs, at most 1 point.
+    batch: images a call, by default as many as the example has. calibration: images to take 8-bit ranges from, by default the example.
+    explain: print the table that "auto" chose from; `engine.choice` has it, too.
+    fallback: run the same weights with nothing dropped where that is at least as fast at this batch and gives the plan's answers (see
+        `runtime.fallback`); `engine.fallback` then has both figures.
     threads: of OpenVINO; torch's own number by default, which is set for the whole process by torch.set_num_threads.
     tolerance: largest logit difference as a share of the largest logit, of the median image where the plan takes decisions;
         by default 2e-3 for fp32 and 0.1 for bf16 and int8.
+    run: the folder of the model, whose engines.json remembers what "auto" chose.
 
     Raises FoveateError for an unknown or missing backend or precision, a model that the backend cannot run, and logits that
     differ by more than the tolerance.
     """
     _check_names(backend, precision)
-    example = _checked_example(model, example)
-    candidates = [
-        (one, kind)
-        for one in (AUTO if backend == "auto" else (backend,))
-        for kind in (precisions_of(one, model) if precision == "auto" else (precision,))
-        if one in installed_backends()
-    ]
+    real = example is not None or calibration is not None
+    example = _checked_example(model, example, labels)
+    batch = _checked_batch(batch, example)
+    candidates, passed_over = _candidates(model, backend, precision, real)
     maker = (CascadeMaker if isinstance(model, Cascade) else maker_of)(model, example, threads, tolerance)
-    engines, refused = [], {}
-    for one, kind in candidates:
-        try:
-            engines.append(maker.engine(one, kind))
-        except FoveateError as error:
-            if len(candidates) == 1:
-                raise
-            refused[f"{one} {kind}"] = error
-    if not engines:
-        raise next(iter(refused.values()))
-    best, passed_over = _fastest(engines, example)
-    best.passed_over = passed_over | {name: error.given for name, error in refused.items()}
-    return best
+    for one in getattr(maker, "makers", [maker]):
+        if isinstance(one, Maker):
+            one.labels, one.calibration = labels, calibration
+    if candidates == [(backend, precision)] and not (fallback or explain):
+        engine = maker.engine(backend, precision)
+    else:
+        chosen = Chooser(model, maker, candidates, example, batch, fallback, threads, tolerance, labels)
+        engine = chosen.engine(None if run is None else Path(run), backend, precision)
+        if explain:
+            print(engine.choice.table())
+    engine.passed_over = passed_over | engine.passed_over
+    if "int8" in engine.precision and not real and not quantised(model):
+        engine.passed_over["calibration"] = "no images of the data: 8-bit ranges are those of synthetic ones"
+        warnings.warn("int8 ranges were taken from synthetic images: pass example=... or calibration=... with images of the data", stacklevel=2)
+    return engine
 
 
 def synthetic_images(card, count: int = SYNTHETIC_IMAGES) -> Tensor:
@@ -99,27 +112,47 @@ def synthetic_images(card, count: int = SYNTHETIC_IMAGES) -> Tensor:
     return (images - images.mean()) / images.std()
 
 
-def _fastest(engines: list[Engine], example: Tensor) -> tuple[Engine, dict[str, str]]:
-    """The engine with the least median time over a few interleaved calls, and the others' times in words."""
-    batch = min([len(example), *(e.max_batch for e in engines if e.max_batch and all(o.max_batch for o in engines))])
-    able = [engine for engine in engines if engine.max_batch is None or batch <= engine.max_batch]
-    passed_over = {e.name: f"takes {e.max_batch} image at once, {batch} were asked for" for e in engines if e not in able}
-    if len(able) == 1:
-        return able[0], passed_over
-    times: dict[str, list[float]] = {engine.name: [] for engine in able}
-    for _ in range(ROUNDS):
-        for engine in able:
-            start = time.perf_counter()
-            engine(example[:batch]).cpu()  # waits for an accelerator
-            times[engine.name].append(1000 * (time.perf_counter() - start) / batch)
-    ms = {name: statistics.median(values) for name, values in times.items()}
-    best = min(able, key=lambda engine: ms[engine.name])
-    slower = {name: f"{ms[name]:.2f} ms an image against {ms[best.name]:.2f}" for name in ms if name != best.name}
-    return best, passed_over | slower
+def _candidates(model: nn.Module, backend: str, precision: str, real: bool) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(backend, precision) of the engines that come into question, and why others do not."""
+    found, passed_over = [], {}
+    there = installed_backends()
+    auto = AUTO if "openvino" in there else ("torch", "onnxruntime")
+    for one in auto if backend == "auto" else (backend,):
+        able = precisions_of(one, model)
+        kinds = able if precision == "auto" else (precision,)
+        if one not in there or (backend == "auto" and not set(kinds) & set(able)):
+            continue
+        for kind in kinds:
+            if kind == "bf16" and one == "openvino" and fast_rest() != "bf16":
+                passed_over[f"{one} bf16"] = "this CPU has no bfloat16 products (AVX512-BF16 or AMX): it computes in float32"
+                if precision == "bf16":
+                    warnings.warn(f"openvino bf16: {passed_over['openvino bf16']}", stacklevel=3)
+                    found.append((one, "fp32"))
+            elif kind == "int8" and precision == "auto" and not real and not quantised(model):
+                passed_over[f"{one} int8"] = "no images of the data to calibrate on: pass example=... or calibration=..."
+            else:
+                found.append((one, kind))
+    if not found:
+        check_precision("torch", precision, model)
+    return found, passed_over
 
 
-def _checked_example(model: nn.Module, example: Tensor | None) -> Tensor:
+def _checked_batch(batch: int | None, example: Tensor) -> int:
+    if batch is None:
+        return len(example)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise FoveateError(given=f"batch={batch!r}", allowed="a whole number of images, at least 1", do="give the number of images that a call will have")
+    return batch
+
+
+def _checked_example(model: nn.Module, example: Tensor | None, labels: Tensor | None) -> Tensor:
     """The example, or synthetic images where the model says what it takes."""
+    if labels is not None and (example is None or len(labels) != len(example)):
+        raise FoveateError(
+            given=f"{len(labels)} labels for {'no' if example is None else len(example)} example images",
+            allowed="one label for each example image",
+            do="pass example=images with labels=their classes",
+        )
     if example is None and hasattr(model, "card"):
         return synthetic_images(model.card)
     if example is None or example.dim() != 4 or len(example) == 0:

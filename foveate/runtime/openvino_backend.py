@@ -18,7 +18,8 @@ try:
 except ImportError:  # an extra: `installed_backends` leaves it out
     openvino = None
 
-# Layers between FakeQuantize nodes run in integers whatever the hint says; it is for all the others.
+# Layers between FakeQuantize nodes run in integers whatever the hint says; it is for all the others. What was trained in 8 bits keeps
+# them in float32: its logits are then those of the emulation.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 STATIC_GRAPHS = 8
 
@@ -63,29 +64,30 @@ def openvino_graph(model: nn.Module, images: Tensor | Sequence[Tensor], single: 
 
 
 def openvino_runner(
-    graph: "openvino.Model", precision: str, threads: int | None, static: bool = True
+    graph: "openvino.Model", precision: str, threads: int | None, static: bool = True, rest: str | None = None
 ) -> Callable[[Tensor], Tensor]:
     """A call from images to logits, both float32 on the CPU.
 
     precision: "fp32", "bf16", or "int8" for a graph with 8-bit layers. threads: torch's number of threads if None.
+    rest: "fp32" or "bf16", what computes outside of 8-bit layers ("fp32" by default).
     static: the first eight batch sizes get a graph of fixed shape each, all others share the dynamic one. Fixed shapes
         measured 2 to 12 % faster (DeiT-T and foveate_nano, batch 1 and 16, fp32 and bf16) and compile in 0.2 s.
 
     Raises FoveateError at the first call where the CPU lacks that precision.
     """
-    call = openvino_caller(graph, precision, threads, static)
+    call = openvino_caller(graph, precision, threads, static, rest)
     # The request reuses its own memory.
     return lambda images: call([images])[0].clone().to(images.device)
 
 
 def openvino_caller(
-    graph: "openvino.Model", precision: str, threads: int | None, static: bool = True
+    graph: "openvino.Model", precision: str, threads: int | None, static: bool = True, rest: str | None = None
 ) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
     """A call from all inputs of a graph, with one row an image, to all of its outputs, which the next call overwrites; see `openvino_runner`."""
     core = openvino.Core()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_PRECISION_HINT": HINTS[rest or precision],
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
     }
     requests: dict[int | None, openvino.InferRequest] = {}
@@ -97,7 +99,7 @@ def openvino_caller(
             if key is not None:
                 shaped.reshape({at: [key, *list(at.partial_shape)[1:]] for at in shaped.inputs})
             compiled = core.compile_model(shaped, "CPU", settings)
-            _check_precision(compiled, precision)
+            _check_precision(compiled, rest or precision)
             requests[key] = compiled.create_infer_request()
         return requests[key]
 
@@ -107,6 +109,19 @@ def openvino_caller(
         return tuple(torch.from_numpy(found[at]) for at in range(len(found)))
 
     return run
+
+
+def fast_rest() -> str:
+    """What layers beside 8-bit ones are fastest in on this CPU."""
+    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+
+
+def only_first(graph: "openvino.Model") -> "openvino.Model":
+    """A copy of the graph without its other outputs and what only they needed."""
+    twin = graph.clone()
+    for result in twin.get_results()[1:]:
+        twin.remove_result(result)
+    return twin
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
