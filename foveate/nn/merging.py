@@ -47,10 +47,8 @@ def merge_uniform(tokens: Tokens, keys: Tensor, r: int) -> Tokens:
     joins = (rows[..., None] == target[:, None]) * size.gather(1, source)[:, None]
     before, total = size.gather(1, rows), joins.sum(-1)
     share = (before / (before + total))[..., None], joins / (before + total)[..., None]
-    # Sources are gathered behind what stays: one gather.
-    first = torch.arange(images, device=place.device)[:, None] * count
-    x = tokens.x.flatten(0, 1)[torch.cat([rows, source], 1) + first]
-    x = x[:, : count - r] * share[0].to(x.dtype) + share[1].to(x.dtype) @ x[:, count - r:]
+    first, x = torch.arange(images, device=place.device)[:, None] * count, tokens.x.flatten(0, 1)
+    x = x[rows + first] * share[0].to(x.dtype) + share[1].to(x.dtype) @ x[source + first]
     sizes = sizes.scatter_add(1, place.gather(1, target), size.gather(1, source))
     return replace(tokens, x=x, place=place.gather(1, rows), sizes=sizes)
 
