@@ -28,7 +28,7 @@ def export(
     ] = None,
     plan: PlanText = None,
     precision: Annotated[
-        str, typer.Option(metavar="PRECISION", help="fp32; bf16 (openvino, torch); int8 (openvino, for runs trained with quantise=int8).")
+        str, typer.Option(metavar="PRECISION", help="fp32; bf16 (openvino, torch); int8 (onnx and ort; openvino for runs trained with quantise=int8).")
     ] = "fp32",
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", show_default=False, help="Fix the batch size. Default: any, but one where images keep unequal numbers of tokens.")

@@ -29,7 +29,7 @@ from foveate.runtime.written import Written, write_effort
 from foveate.store import own_preprocessing
 
 SYNTHETIC = "synthetic images"
-PRECISIONS = {"onnx": ("fp32",), "ort": ("fp32",), "openvino": ("fp32", "bf16"), "torch": ("fp32", "bf16")}
+PRECISIONS = {"onnx": ("fp32", "int8"), "ort": ("fp32", "int8"), "openvino": ("fp32", "bf16"), "torch": ("fp32", "bf16")}
 
 
 def export(
@@ -52,7 +52,7 @@ def export(
     model: an AdaptiveModel (with exits, one graph a segment between them), a timm model, or a Cascade (one graph an effort, the gates in
         artifact.json); left untouched.
     to: "onnx", "openvino", "torch" (torch.export) or "ort" (ONNX Runtime's format for phones and boards).
-    precision: "fp32"; "bf16" in openvino and torch; "int8" in openvino for models trained with it.
+    precision: "fp32"; "bf16" in openvino and torch; "int8" in onnx and ort (see `quantised_onnx`), and in openvino for models trained with it.
     images: normalised [B, C, H, W] to compare on, by default synthetic ones; source: what they are, in words.
     batch: images a call of the graph; None leaves it free, but for plans that keep another number of tokens in each image, whose
         graphs take one. tolerance: as in `load_engine`. preprocessing, labels: see `foveate.save`. provenance: kept as it is.

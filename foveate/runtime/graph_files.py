@@ -13,6 +13,7 @@ from foveate.adaptive import AdaptiveModel
 from foveate.runtime import onnx_backend, openvino_backend
 from foveate.runtime.decisions import Deciding
 from foveate.runtime.exported import exported_program, mirrored, silent
+from foveate.runtime.onnx_int8 import quantised_onnx
 from foveate.runtime.staged import Call
 
 SUFFIX = {"onnx": "onnx", "ort": "ort", "openvino": "xml", "torch": "pt2"}
@@ -51,11 +52,13 @@ def write_segment(kind: str, segment: nn.Module, path: Path, given: Sequence[Ten
 
 def _converted(kind: str, module: nn.Module, given: Sequence[Tensor], batch: int | None, precision: str,
                inputs: Sequence[str] = (onnx_backend.INPUT,), outputs: Sequence[str] = ()):  # fmt: skip
+    methods = [method.name for method in getattr(module, "model", module).plan.methods]
     if kind == "torch":
         return exported_program(module, given, batch, precision)
     if kind == "openvino":
         return openvino_backend.openvino_graph(module, given, single=batch == 1)
-    return onnx_backend.onnx_graph(module, given, batch == 1, inputs, outputs)
+    graph = onnx_backend.onnx_graph(module, given, batch == 1, inputs, outputs)
+    return quantised_onnx(graph, methods) if precision == "int8" else graph
 
 
 def _call(kind: str, graph, precision: str, outputs: Sequence[str]) -> Call:

@@ -1,5 +1,6 @@
 """ONNX Runtime as a backend: one graph for all batch sizes, in float32."""
 
+import ast
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ except ImportError:  # an extra: `installed_backends` leaves it out
     onnx = onnxruntime = None
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+SCOPES = "pkg.torch.onnx.name_scopes"
 Graph = "onnx.ModelProto | bytes | str | Path"
 
 
@@ -116,10 +118,16 @@ def write_ort(graph: "onnx.ModelProto", path: Path) -> None:
 
 
 def _bare(graph: "onnx.ModelProto", single: bool) -> "onnx.ModelProto":
-    """The graph without the exporter's notes (stack traces with paths of this machine), its free dimension called "batch"."""
+    """The graph without the exporter's notes (stack traces with paths of this machine), its free dimension called "batch".
+
+    Nodes are named after the module they come from: "blocks.0.attn.qkv/MatMul_12".
+    """
     del graph.metadata_props[:], graph.graph.metadata_props[:], graph.graph.value_info[:]
     graph.doc_string = graph.graph.doc_string = ""
-    for node in graph.graph.node:
+    for number, node in enumerate(graph.graph.node):
+        scopes = next((ast.literal_eval(note.value) for note in node.metadata_props if note.key == SCOPES), [""])
+        module = max(scopes[:-1], key=len, default="")
+        node.name = f"{'' if module.startswith('_') else module}/{node.op_type}_{number}"
         del node.metadata_props[:]
         node.doc_string = ""
     for value in (*graph.graph.input, *graph.graph.output):

@@ -65,10 +65,11 @@ def test_an_artifact_answers_as_its_model_and_says_so(kind, shared):
 
 
 @needs_onnx
-def test_the_format_for_phones_answers_as_well(shared):
-    made = shared(DENSE, "ort")
+def test_the_format_for_phones_answers_as_well_in_8_bits(shared):
+    made = shared(DENSE, "ort", precision="int8")
     assert (made.folder / "model.ort").read_bytes()[4:8] == b"ORTM" and "decisions" not in made.data["parity"]
-    answers_as(load_artifact(made.folder), tiny.adapted(DENSE).eval())
+    assert 1e-5 < made.data["parity"]["worst"] < made.data["parity"]["tolerance"] == 0.1
+    answers_as(load_artifact(made.folder), tiny.adapted(DENSE).eval(), atol=0.25, rtol=0)
 
 
 @needs_openvino

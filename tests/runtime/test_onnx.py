@@ -10,6 +10,7 @@ from foveate.methods import METHODS
 from foveate.runtime import installed_backends, load_engine, onnx_backend
 from foveate.runtime.exported import exported_program
 from foveate.runtime.maker import images_at_once
+from foveate.runtime.onnx_int8 import quantised_onnx
 
 pytestmark = pytest.mark.skipif("onnxruntime" not in installed_backends(), reason="onnxruntime, onnx or onnxscript is not installed")
 
@@ -62,6 +63,18 @@ def test_exported_equals_eager(name, monkeypatch):
     shape = graph.graph.input[0].type.tensor_type.shape.dim
     assert (shape[0].dim_value if single else shape[0].dim_param) == (1 if single else "batch")
     assert b"site-packages" not in graph.SerializeToString(), "stack traces with paths of this machine"
+    if name == "kernels+topk":
+        in_8_bits(graph, model, images)
+
+
+def in_8_bits(graph, model, images):
+    """Linears of the backbone compute in integers, those of selectors do not, and the logits stay near."""
+    names = [method.name for method in model.plan.methods]
+    quantised = quantised_onnx(graph, names)
+    rounded = {node.name.split("/")[0] for node in quantised.graph.node if node.op_type == "MatMulInteger"}
+    assert {"blocks.0.mlp.fc1", "blocks.3.attn.qkv"} <= rounded and not any(name.startswith(tuple(names)) for name in rounded)
+    logits, expected = onnx_backend.onnx_runner(quantised, 1)(images), onnx_backend.onnx_runner(graph, 1)(images)
+    assert 1e-4 < ((logits - expected).abs().amax(1) / expected.abs().max()).median() < 0.1
 
 
 # engines
