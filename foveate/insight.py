@@ -47,8 +47,8 @@ def focus_grids(model: AdaptiveModel, images: Tensor, trace: Trace, labels: tupl
     layers = config.layers(model.card)
     strength = bands[:, : config.bands(model.card)].float().abs().mean(2)
     pictures = (255 * strength / strength.amax((2, 3), keepdim=True).clamp_min(1e-12)).byte().cpu().numpy()
-    return tuple(TokenGrid(f"Focus of block {layer}", pictures[:, number], (trace.kept[trace.after.index(layer - 1)],),
-                           (tuple(model.card.block(layer).grid),), (f"sub-band {number + 1} where block {layer} widens",), labels)
+    return tuple(TokenGrid(f"Focus of block {layer}: sub-band {number + 1}", pictures[:, number], (trace.kept[trace.after.index(layer - 1)],),
+                           (tuple(model.card.block(layer).grid),), ("where it is seen",), labels)
                  for number, layer in enumerate(layers[: pictures.shape[1]]))
 
 

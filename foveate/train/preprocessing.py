@@ -47,9 +47,9 @@ class Preprocessing:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Preprocessing":
-        """Return what a timm model was trained with (its pretrained_cfg; a model without one: its own image size)."""
+        """Return what a timm model, adapted or not, was trained with (its pretrained_cfg; a model without one: its own image size)."""
         config = resolve_model_data_config(model) if getattr(model, "pretrained_cfg", None) else {}
-        size = image_size(model) or config.get("input_size", (3, 224))[-2:]
+        size = image_size(getattr(getattr(model, "anatomy", None), "model", model)) or config.get("input_size", (3, 224))[-2:]
         interpolation = config.get("interpolation", "bicubic")
         return cls(
             image_size=int(size[-1]),

@@ -17,6 +17,7 @@ from foveate.cli import main
 from foveate.methods.iret.cost import parameters_used
 from foveate.nn.lifting import lifting_losses
 from foveate.presets import presets
+from foveate.train.preprocessing import Preprocessing
 from naive.forget import iret as naive_iret
 
 D = torch.float64
@@ -333,6 +334,12 @@ def test_forget_and_focus_maps(run, tmp_path, capsys):
     assert forget.stages == ("after block 1", "after block 2") and forget.grids == ((7, 7), (7, 7))
     assert [grid.images.shape for grid in focus] == [(2, 14, 14), (2, 14, 14)] and all(grid.images.max() == 255 for grid in focus)
     assert all(np.array_equal(one.kept[0], kept) for one, kept in zip(focus, forget.kept))
+
+
+def test_training_reads_whole_images():
+    """The patches are those of the halved image."""
+    base = timm.create_model("iret_nano", depth=4, widen_at=(2,), embed_dims=(12, 18))
+    assert Preprocessing.of(base).image_size == Preprocessing.of(fv.adapt(base, fv.Plan([fv.IRET()]))).image_size == 28
 
 
 def test_training_from_scratch_with_a_teacher(tmp_path, capsys):
