@@ -7,13 +7,17 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 
-# In int8 the logits agree to 4e-7, but for images in which a value lies between two levels: there to 2e-3 in foveate_nano_p4, where
-# that is nearly every image, and to 0.04 in tiny models of all families with random weights.
+# Of models trained with int8 the logits agree to 4e-7, but for images in which a value lies between two levels: there to 2e-3 in
+# foveate_nano_p4, where that is nearly every image, and to 0.04 in tiny models of all families with random weights. Quantised
+# afterwards a trained nano differs by 0.01 in the median image and 0.2 in the worst of 2000, a DeiT-S with random weights by 0.04 and 0.1.
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.1, "int8": 0.1}
+WORST = {"fp32": 2e-3, "bf16": 0.1, "int8": 0.3}
 # A decision on its threshold may fall the other way by a rounding (semantics.md 2), and bf16 moves many a threshold: top-k
 # plans with untrained selectors differed by up to 0.19 in the median image and 0.36 in the worst one (OpenVINO, AVX512-BF16).
 DECIDING_TOLERANCE = {"fp32": 2e-3, "bf16": 0.3, "int8": 0.3}
 DECIDING_WORST = {"fp32": 0.5, "bf16": 1.0, "int8": 1.0}
+SAME_ANSWERS = {"fp32": 0.0, "bf16": 0.0, "int8": 0.5}
+"""Share of images that must keep their answer where no labels judge it. With random weights it is low (0.7 in bf16 and int8): answers are close there."""
 LOST_PERCENT = 1.0
 """Right answers, in percent of the images, that 8 bits may cost where labels tell; one image of few is always allowed."""
 
@@ -67,7 +71,7 @@ def agreement(logits: Tensor, expected: Tensor, labels: Tensor | None = None) ->
 
 
 def _right_percent(logits: Tensor, labels: Tensor) -> float:
-    return 100 * float((logits.argmax(1) == labels.cpu()).float().mean())
+    return 100 * float((logits.argmax(1) == labels.cpu()).double().mean())
 
 
 def require(found: Agreement, engine: str, precision: str, decides: bool, tolerance: float | None) -> Agreement:
@@ -78,15 +82,16 @@ def require(found: Agreement, engine: str, precision: str, decides: bool, tolera
     """
     if precision == "int8" and found.lost_percent is not None:
         return _require_accuracy(found, engine)
-    usual = (DECIDING_TOLERANCE if decides else TOLERANCE)[precision]
-    tolerance = usual if tolerance is None else tolerance
-    worst = max(DECIDING_WORST[precision], tolerance) if decides else tolerance
-    if found.typical <= tolerance and found.worst <= worst:
+    median, worst = (DECIDING_TOLERANCE[precision], DECIDING_WORST[precision]) if decides else (TOLERANCE[precision], WORST[precision])
+    if tolerance is not None:
+        median, worst = tolerance, max(worst, tolerance) if decides else tolerance
+    if found.typical <= median and found.worst <= worst and found.same_top1 >= SAME_ANSWERS[precision]:
         return found
-    median = f", {tolerance:.1e} in the median image" if decides else ""
+    typical = f", {median:.1e} in the median image" if median < worst else ""
+    same = f", the same answer for {SAME_ANSWERS[precision]:.0%} of the images" if SAME_ANSWERS[precision] else ""
     raise FoveateError(
         given=f"{engine}, whose logits are not those of the model: {found}",
-        allowed=f"differences up to {worst:.1e} of the largest logit{median}",
+        allowed=f"differences up to {worst:.1e} of the largest logit{typical}{same}",
         do='load it with backend="torch" and precision="fp32", or allow more with tolerance=...',
     )
 
