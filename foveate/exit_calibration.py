@@ -26,7 +26,8 @@ from foveate.trace import Trace
 def observe_exits(model: AdaptiveModel, data: Any, batch_size: int = 250, progress: Callable[[int, int], None] | None = None) -> ExitOutcomes:
     """What every exit says of every image, from one pass in which nobody leaves, in evaluation mode.
 
-    model: under a plan with fv.EarlyExit. data: a labelled set of foveate.train.load_data, or (images, labels). progress: called with (images done, images in all).
+    model: under a plan with fv.EarlyExit. data: a labelled set of foveate.train.load_data, or (images, labels).
+    progress: called with (images done, images in all).
     Raises FoveateError for a plan without exits, an empty set and a set of one class.
     """
     config = exits_of(model)

@@ -98,15 +98,16 @@ class ExitOutcomes:
         Raises FoveateError unless one of the two is given, and where no threshold reaches it, naming the best there is.
         """
         if (accuracy_percent is None) == (macs is None):
-            raise FoveateError("an accuracy and MACs to calibrate exits for" if macs else "nothing to calibrate exits for", "one of the two", "give the accuracy in percent, or the MACs")
+            given = "nothing to calibrate exits for" if macs is None else "an accuracy and MACs to calibrate exits for"
+            raise FoveateError(given, "one of the two", "give the accuracy in percent, or the MACs")
         steps = self.thresholds if self.config.gate == "patience" else [step / STEPS for step in range(STEPS + 1)]
         steps = steps if self.config.gate == "entropy" else steps[::-1]
         points = [self._at(step) for step in steps]
         if macs is not None:
             points, cheapest = [p for p in points if p.macs <= macs], min(points, key=lambda p: p.macs)
             if not points:
-                raise FoveateError(f"{macs / 1e9:.4g} GMACs for an image", f"{cheapest.macs / 1e9:.4g} and more: what this gate reaches at {cheapest.threshold:g}",
-                                   "give more, or add an earlier exit")
+                least = f"{cheapest.macs / 1e9:.4g} and more: what this gate reaches at {cheapest.threshold:g}"
+                raise FoveateError(f"{macs / 1e9:.4g} GMACs for an image", least, "give more, or add an earlier exit")
             return max(points, key=lambda p: p.accuracy_percent)
         best = max(points, key=lambda p: p.accuracy_percent)
         points = [p for p in points if p.accuracy_percent >= accuracy_percent]

@@ -19,9 +19,10 @@ def exit_results(
     tables = (_heads(outcomes, images), _thresholds(outcomes, points, images), _histogram(outcomes, own, images))
     blocks, scale = np.array(outcomes.blocks, dtype=float), np.array([point.threshold for point in points])
     accuracy = Chart("Accuracy of each exit", "after block", "top-1 accuracy (%)", blocks, (Line("exit alone, all images", np.array(outcomes.accuracies)),))
-    cost = Chart(f"MACs by {gate} threshold", f"{gate} threshold", "GMACs of the mean image", scale, (Line("mean image", np.array([p.macs / 1e9 for p in points])),))
-    kept = Chart(f"Accuracy by {gate} threshold", f"{gate} threshold", "top-1 accuracy (%)", scale, (Line("all images", np.array([p.accuracy_percent for p in points])),))
-    charts = (accuracy, cost, kept) if len(points) > 1 else (accuracy,)
+    spent, kept = (np.array([one(point) for point in points]) for one in (lambda point: point.macs / 1e9, lambda point: point.accuracy_percent))
+    cost = Chart(f"MACs by {gate} threshold", f"{gate} threshold", "GMACs of the mean image", scale, (Line("mean image", spent),))
+    right = Chart(f"Accuracy by {gate} threshold", f"{gate} threshold", "top-1 accuracy (%)", scale, (Line("all images", kept),))
+    charts = (accuracy, cost, right) if len(points) > 1 else (accuracy,)
     bars = (_bars_by_exit(outcomes, own), _bars_by_threshold(outcomes, points))
     figures = {
         "images": outcomes.correct.shape[1], "gate": gate, "threshold": own.threshold, "blocks": list(outcomes.blocks),
@@ -40,14 +41,16 @@ def _plain(outcomes: ExitOutcomes, point: ExitPoint) -> dict[str, Any]:
 
 
 def _heads(outcomes: ExitOutcomes, images: str) -> Table:
-    rows = tuple((f"{block}", f"{percent:.2f}", f"{macs / 1e9:.4g}") for block, percent, macs in zip(outcomes.blocks, outcomes.accuracies, outcomes.macs.mean(1)))
+    figures = zip(outcomes.blocks, outcomes.accuracies, outcomes.macs.mean(1))
+    rows = tuple((f"{block}", f"{percent:.2f}", f"{macs / 1e9:.4g}") for block, percent, macs in figures)
     return Table("Each exit by itself", ("after block", "accuracy (%)", "GMACs"), rows,
                  f"All {images} at every exit; the last one is the model's own head. GMACs: of an image that leaves there.", left=0)
 
 
 def _thresholds(outcomes: ExitOutcomes, points: list[ExitPoint], images: str) -> Table:
     head = ("threshold", "accuracy (%)", "GMACs", *(f"{block} (%)" for block in outcomes.blocks), "unclassified (%)")
-    rows = tuple((f"{p.threshold:g}", f"{p.accuracy_percent:.2f}", f"{p.macs / 1e9:.4g}", *(f"{share:.1f}" for share in p.leaving), f"{p.unclassified:.1f}") for p in points)
+    rows = tuple((f"{p.threshold:g}", f"{p.accuracy_percent:.2f}", f"{p.macs / 1e9:.4g}", *(f"{share:.1f}" for share in (*p.leaving, p.unclassified)))
+                 for p in points)
     return Table(f"What each {outcomes.config.gate} threshold gives", head, rows,
                  f"Of {images}; the columns with numbers: the share that leaves after that block. Unclassified: the last exit is not sure of them either; "
                  "they leave there with its answer.", left=0)
@@ -59,7 +62,8 @@ def _histogram(outcomes: ExitOutcomes, own: ExitPoint, images: str) -> Table:
         rows.append((f"{block}", f"{right:.2f}", f"{wrong:.2f}", f"{before:.2f}"))
         before += right + wrong
     rows.append(("unclassified", f"{own.unclassified_right:.2f}", f"{own.unclassified - own.unclassified_right:.2f}", f"{before:.2f}"))
-    return Table(f"Who leaves where at threshold {own.threshold:g}", ("after block", "rightly (%)", "wrongly (%)", "left before (%)"), tuple(rows), f"Of {images}.")
+    head = ("after block", "rightly (%)", "wrongly (%)", "left before (%)")
+    return Table(f"Who leaves where at threshold {own.threshold:g}", head, tuple(rows), f"Of {images}.")
 
 
 def _bars_by_exit(outcomes: ExitOutcomes, own: ExitPoint) -> Bars:
@@ -82,5 +86,5 @@ def _bars_by_threshold(outcomes: ExitOutcomes, points: list[ExitPoint]) -> Bars:
 
 def _sentence(outcomes: ExitOutcomes, own: ExitPoint) -> str:
     last = outcomes.macs[-1].mean()
-    return (f"At threshold {own.threshold:g} the exits answer {own.accuracy_percent:.2f} % of the images rightly for {own.macs / 1e9:.4g} GMACs; the last one alone "
-            f"{outcomes.accuracies[-1]:.2f} % for {last / 1e9:.4g}.")  # fmt: skip
+    return (f"At threshold {own.threshold:g} the exits answer {own.accuracy_percent:.2f} % of the images rightly for {own.macs / 1e9:.4g} GMACs; "
+            f"the last one alone {outcomes.accuracies[-1]:.2f} % for {last / 1e9:.4g}.")  # fmt: skip

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 Thresholds = Annotated[
     list[float] | None,
-    typer.Option("--threshold", metavar="T...", show_default=False, help="Thresholds to compare. Default: 0.6, 0.65, ... 1 for confidence, a like scale for other gates."),
+    typer.Option(
+        "--threshold", metavar="T...", show_default=False, help="Thresholds to compare. Default: 0.6, 0.65, ... 1 for confidence, a like scale for other gates."
+    ),
 ]
 Accuracy = Annotated[
     float | None, typer.Option(metavar="PERCENT", show_default=False, help="Find the cheapest threshold with this accuracy on the validation images.")
 ]
 Budget = Annotated[
-    float | None, typer.Option("--gmacs", metavar="N", show_default=False, help="Find the most accurate threshold within this cost of the mean validation image.")
+    float | None,
+    typer.Option("--gmacs", metavar="N", show_default=False, help="Find the most accurate threshold within this cost of the mean validation image."),
 ]
 
 

@@ -175,7 +175,9 @@ RECIPES = {
     "earlyexit": Recipe(
         epochs=10, batch_size=256, lr=1e-3, backbone_lr=0.0, drop_path=0.0, label_smoothing=0.0, augmentation="light", kl_weight=0.0, distill_weight=0.0,
     ),
-    "earlyexit-nano": Recipe(epochs=2, batch_size=64, lr=3e-3, backbone_lr=0.0, warmup=0.2, label_smoothing=0.0, drop_path=0.0, kl_weight=0.0, distill_weight=0.0),
+    "earlyexit-nano": Recipe(
+        epochs=2, batch_size=64, lr=3e-3, backbone_lr=0.0, warmup=0.2, label_smoothing=0.0, drop_path=0.0, kl_weight=0.0, distill_weight=0.0,
+    ),
 }
 
 

@@ -36,7 +36,9 @@ def test_blocks_may_be_counted_on():
     assert fv.EarlyExit(after=5).after == (5,)
 
 
-@pytest.mark.parametrize("after", [(...,), (..., 4), (4, ...), (4, ..., ...), (4, ..., 3), (2, 5, ..., 12), ("4", ..., 6), (), (4, 4), (0, 4), None, (True, ..., 4)])
+@pytest.mark.parametrize("after", [
+    (...,), (..., 4), (4, ...), (4, ..., ...), (4, ..., 3), (2, 5, ..., 12), ("4", ..., 6), (True, ..., 4), (), (4, 4), (0, 4), None,
+])  # fmt: skip
 def test_blocks_that_are_none_are_refused(after):
     with refused("earlyexit", "after"):
         fv.EarlyExit(after=after)
@@ -52,7 +54,7 @@ def test_every_gate_has_a_usual_threshold_and_a_text(gate, threshold):
 
 @pytest.mark.parametrize(("settings", "words"), [
     (dict(gate="sure"), ("gate", "confidence, max_probability")), (dict(gate=0.7), ("gate",)), (dict(threshold=70), ("threshold=70", "write 0.7")),
-    (dict(threshold=-0.1), ("threshold",)), (dict(threshold="0.7"), ("threshold",)), (dict(threshold=True), ("threshold",)), (dict(threshold=NAN), ("threshold",)),
+    *[(dict(threshold=value), ("threshold",)) for value in (-0.1, "0.7", True, NAN)],
     (dict(gate="patience", threshold=0), ("whole number >= 1",)), (dict(gate="patience", threshold=1.5), ("whole number >= 1",)),
     (dict(gate="patience", threshold=float("inf")), ("whole number >= 1",)), (dict(gate="patience", threshold=NAN), ("whole number >= 1",)),
     (dict(train="last"), ("train", "joint")), (dict(exit_weight=-1), ("exit_weight",)),
@@ -89,7 +91,8 @@ def test_models_without_classes_and_two_methods_with_exits_are_refused():
 def mean_of_each(tokens, include_prefix: bool) -> torch.Tensor:
     """The weighted mean of each image's tokens in float64, image by image."""
     rows, places = tokens.x.flatten(0, -2).double(), tokens.places().flatten()
-    weight = torch.tensor([float(include_prefix) if place == PREFIX else tokens.package_weight if place == PACKAGE else 1.0 for place in places.tolist()]).double()
+    share = {PREFIX: float(include_prefix), PACKAGE: tokens.package_weight}
+    weight = torch.tensor([share.get(place, 1.0) for place in places.tolist()]).double()
     weight = weight * tokens.live.flatten() if tokens.masked else weight
     image = tokens.image_of_row()
     return torch.stack([(weight[image == i, None] * rows[image == i]).sum(0) / weight[image == i].sum() for i in range(tokens.images)])
@@ -209,7 +212,8 @@ def test_every_exit_learns_from_the_mean_cross_entropy():
         torch.testing.assert_close(sum(found.values()), sum(alone[block] for block in (1, 2, 3)) / 3)
         torch.testing.assert_close(found["earlyexit_exit_2"], alone[2] / 3)
     heavy = fv.replan(fast, fv.Plan([EXITS.but(exit_weight=3.0)]))
-    torch.testing.assert_close(sum(heavy.label_losses(heavy.training_outputs(images), labels).values()), 3 * sum(fast.label_losses(fast.training_outputs(images), labels).values()))
+    total = lambda model: sum(model.label_losses(model.training_outputs(images), labels).values())
+    torch.testing.assert_close(total(heavy), 3 * total(fast))
     silent = fv.replan(fast, fv.Plan([EXITS.but(exit_weight=0)]))
     assert silent.label_losses(silent.training_outputs(images), labels) == {}
 
@@ -235,7 +239,7 @@ def test_a_frozen_backbone_stays_bit_for_bit(key, tmp_path):
     for exit in fast.earlyexit.exits.values():
         exit.fc = torch.nn.Linear(24, 10)
     fresh |= {name: value.clone() for name, value in fast.state_dict().items() if name.startswith(("head", "earlyexit"))}
-    recipe = Recipe(epochs=1, batch_size=16, lr=1e-2, backbone_lr=0.0, weight_decay=0.5, augmentation="none", precision="32-true", kl_weight=0.0, distill_weight=0.0)
+    recipe = Recipe(epochs=1, batch_size=16, lr=1e-2, backbone_lr=0.0, weight_decay=0.5, augmentation="none", precision="32-true")
     if key == "lvvit":
         fast.aux_head = torch.nn.Linear(24, 10)
         fresh |= {name: value.clone() for name, value in fast.state_dict().items() if name.startswith("aux_head")}
@@ -270,7 +274,8 @@ def test_the_share_of_images_at_each_exit_gives_the_mean_cost():
     assert mixed.macs == pytest.approx(0.3 * alone[0].macs + 0.2 * alone[1].macs + 0.5 * alone[2].macs, rel=1e-12)
     assert mixed.label == "exits 0.3, 0.2, 0.5" and mixed.params == alone[0].params
     bound = fv.count("deit_small_patch16_224", plan)
-    assert bound.label == "upper bound: all exits computed, nobody leaves" and bound.macs == alone[2].macs == fv.count("deit_small_patch16_224").macs + 2 * 384 * 1000
+    assert bound.label == "upper bound: all exits computed, nobody leaves"
+    assert bound.macs == alone[2].macs == fv.count("deit_small_patch16_224").macs + 2 * 384 * 1000
     assert "head_exit" in bound.by_operation() and "head_exit" not in fv.count("deit_small_patch16_224", plan, include="blocks").by_operation()
     staged = fv.Plan([fv.EarlyExit(after=(4, 8)), fv.SPViT(after=(4,), keep=(0.5,), select="argmax")])
     assert fv.count("deit_small_patch16_224", staged, exits=(0.3, 0.2, 0.5)).label == "upper bound for exits 0.3, 0.2, 0.5"
@@ -305,7 +310,7 @@ def test_simulated_shares_are_the_mean_of_their_exits():
 
 @pytest.mark.parametrize(("key", "methods"), [
     ("deit", []), ("siglip-gap", []), ("pit", []), ("swin", []), ("iret", []), ("deit", [fv.PIVOT(skip=(2, 3))]),
-    ("deit", [fv.SPViT(after=(1, 2), keep=(0.6, 0.3))]), ("no-class", [fv.SPViT(after=(1, 2), keep=(0.6, 0.3))]), ("lvvit", [fv.Random(after=(1,), keep=(0.5,))]),
+    *[(key, [fv.SPViT(after=(1, 2), keep=(0.6, 0.3))]) for key in ("deit", "no-class")], ("lvvit", [fv.Random(after=(1,), keep=(0.5,))]),
 ])  # fmt: skip
 def test_the_count_is_what_images_multiplied_up_to_their_exit(key, methods):
     fast = tiny.adapted(fv.Plan([*methods, EXITS]), key).requires_grad_(False)
