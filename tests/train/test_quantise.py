@@ -251,7 +251,7 @@ def test_openvino_runs_the_layers_in_integers():
     assert load_engine(model, "openvino", "auto", images).precision == "int8"
 
 
-@pytest.mark.parametrize("plan, backend, precision", [(fv.Plan(), "openvino", "int8"), (None, "openvino", "fp32"), (None, "torch", "int8")])
+@pytest.mark.parametrize("plan, backend, precision", [(fv.Plan(), "torch", "int8"), (None, "openvino", "fp32"), (None, "torch", "int8")])
 def test_precisions_that_a_model_was_not_trained_for_are_refused(plan, backend, precision):
     pytest.importorskip("openvino")
     model = eight_bit() if plan is None else tiny.adapted(plan)
