@@ -28,7 +28,7 @@ from foveate.machine import machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.md"
 ROWS: dict[str, Callable[[Asked], Iterator[Cell]]] = {
-    "int8": token_rows.in_int8, "bf16": token_rows.in_bf16, "eager": token_rows.over_eager, "ragged": ragged_rows.ragged, "iret": ragged_rows.iret,
+    "int8": token_rows.in_int8, "eager": token_rows.over_eager, "bf16": token_rows.in_bf16, "ragged": ragged_rows.ragged, "iret": ragged_rows.iret,
     "cascade": staged_rows.cascade, "exits": staged_rows.exits, "taylor": token_rows.taylor,
 }  # fmt: skip
 QUICK = Asked("foveate_nano_p4", "iret_nano", rounds=2, batches=(1, 2), tokens=(32,), compiled=False, least_ms=0.0)

@@ -20,7 +20,7 @@ from foveate.runtime import load_engine
 KEEP = {3: 0.637, 6: 0.406, 9: 0.259}
 IRET_KEEP = (87 / 196, 26 / 196, 11 / 196)
 """Of 196 patches, beside two prefix tokens: 89, 28 and 13 tokens."""
-STEPS = 14
+STEPS = 11
 
 
 class Counted(nn.Module):
@@ -57,8 +57,9 @@ def ragged(asked: Asked) -> Iterator[Cell]:
     base, batch = backbone(asked.model), max(asked.batches)
     model = fv.adapt(base, fv.Plan([fv.SPViT(after=tuple(KEEP), keep=tuple(KEEP.values()), select="argmax")])).eval()
     images = pictures(model.card, batch)
+    adaptive = load_engine(model, "torch", "bf16", images, tolerance=ANY)
     for stage, (block, keep) in enumerate(KEEP.items()):
-        bias = model.spvit.selectors[str(block)].score.bias
+        bias = adaptive.run.model.spvit.selectors[str(block)].score.bias
         start = bias.detach().clone()
 
         def lean(amount: float, bias=bias, start=start) -> None:
@@ -66,8 +67,7 @@ def ragged(asked: Asked) -> Iterator[Cell]:
                 bias.copy_(start)
                 bias[:, 0] += amount
 
-        steer(lean, lambda stage=stage: _kept(model, images, stage), keep, -4.0, 4.0)
-    adaptive = load_engine(model, "torch", "bf16", images, tolerance=ANY)
+        steer(lean, lambda stage=stage: _kept(adaptive, images, stage), keep, -4.0, 4.0)
     yield _of_ideal("adaptive batch, % of ideal, torch bf16", adaptive, base, images, asked, 90.0)
 
 
@@ -104,22 +104,21 @@ def steer(lean: Callable[[float], None], kept: Callable[[], float], wanted: floa
 
 def _thresholds(base: nn.Module, images: Tensor) -> fv.Plan:
     """The plan of IRET under which the mean image keeps IRET_KEEP of its patches."""
-    model = fv.adapt(base, fv.Plan([fv.IRET(threshold=1e-9)])).eval()
-    limits = model.iret.thresholds
+    adaptive = load_engine(fv.adapt(base, fv.Plan([fv.IRET(threshold=1e-9)])).eval(), "torch", "bf16", images, tolerance=ANY)
+    limits = adaptive.run.model.iret.thresholds
     for stage, (block, keep) in enumerate(zip(sorted(limits), IRET_KEEP)):
-        steer(lambda amount, block=block: limits.__setitem__(block, 10.0**-amount), lambda stage=stage: _kept(model, images, stage), keep, 1.0, 5.0)
+        steer(lambda amount, block=block: limits.__setitem__(block, 10.0**-amount), lambda stage=stage: _kept(adaptive, images, stage), keep, 1.0, 5.0)
     return fv.Plan([fv.IRET(threshold=tuple(limits[block] for block in sorted(limits)))])
 
 
-@torch.inference_mode()
-def _kept(model: AdaptiveModel, images: Tensor, stage: int) -> float:
+def _kept(adaptive: fv.runtime.Engine, images: Tensor, stage: int) -> float:
     """Share of the patches that are there behind a stage, mean over images."""
-    return model.traced(images)[1].keep_rates[stage]
+    return adaptive.run.traced(images)[1].keep_rates[stage]
 
 
 def _of_ideal(row: str, adaptive: fv.runtime.Engine, base: nn.Module, images: Tensor, asked: Asked, least: float) -> Cell:
     """One cell: the time of a dense batch of as many tokens over that of the adaptive one, both in torch bf16."""
-    trace = adaptive.run.model.traced(adaptive.run.taken(images))[1]
+    trace = adaptive.run.traced(images)[1]
     plain = engine(base, "dense", "torch", "bf16", images)
     ideal = Counted(plain.run.model, _counts(trace)).eval()
 

@@ -105,7 +105,7 @@ def test_the_ideal_computes_what_dense_blocks_do(script):
 def test_steering_finds_what_gives_the_share_that_is_wanted(script):
     state = {}
     script("ragged_rows").steer(lambda amount: state.update(at=amount), lambda: float(np.tanh(state["at"])), 0.5, -4.0, 4.0)
-    assert np.tanh(state["at"]) == pytest.approx(0.5, abs=1e-3)
+    assert np.tanh(state["at"]) == pytest.approx(0.5, abs=5e-3)
 
 
 def test_taylor_row_runs(script, asked):
