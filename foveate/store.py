@@ -18,6 +18,7 @@ from torch import nn
 from foveate.adaptive import AdaptiveModel
 from foveate.adoption import adapt, backbone_of, check_complete
 from foveate.backbones.blueprint import Blueprint
+from foveate.budgets import SegmentCosts
 from foveate.cascade import Cascade
 from foveate.cascade_plan import EFFORT, CascadePlan
 from foveate.errors import FoveateError
@@ -25,7 +26,7 @@ from foveate.files import write_atomic
 from foveate.plan import Plan
 from foveate.quantised import RANGE, quantise, quantised, quantised_in
 
-WEIGHTS, PLAN, BACKBONE, PREPROCESSING = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json"
+WEIGHTS, PLAN, BACKBONE, PREPROCESSING, COSTS = "model.safetensors", "plan.json", "backbone.json", "preprocessing.json", "segment_costs.json"
 
 
 def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | None = None, labels: list[str] | None = None) -> Path:
@@ -53,7 +54,8 @@ def save(model: nn.Module, folder: str | Path, preprocessing: dict[str, Any] | N
             _write(fresh / BACKBONE, backbone | {"weights": _digest(fresh / WEIGHTS)})
             _write(fresh / PREPROCESSING, preprocessing or own_preprocessing(model))
             (fresh / PLAN).write_text(model.plan.to_json() + "\n")
-            (folder / PLAN).unlink(missing_ok=True)
+            for old in (PLAN, COSTS):
+                (folder / old).unlink(missing_ok=True)
             for name in (WEIGHTS, BACKBONE, PREPROCESSING, PLAN):
                 os.replace(fresh / name, folder / name)
     except (OSError, SafetensorError) as error:
@@ -70,7 +72,8 @@ def _save_cascade(model: Cascade, folder: Path, preprocessing: dict[str, Any] | 
             for number, effort in enumerate(model.efforts, 1):
                 save(effort, fresh / EFFORT.format(number), preprocessing, labels)
             (fresh / PLAN).write_text(model.plan.to_json() + "\n")
-            (folder / PLAN).unlink(missing_ok=True)
+            for old in (PLAN, COSTS):
+                (folder / old).unlink(missing_ok=True)
             for old in folder.glob(EFFORT.format("*")):
                 shutil.move(old, fresh / f"old-{old.name}")
             for number in range(1, len(model.efforts) + 1):
@@ -93,7 +96,22 @@ def _load_cascade(folder: Path, plan: CascadePlan, device: str | torch.device) -
         if efforts[-1].plan != own:
             raise FoveateError(f"{sub} with the plan {efforts[-1].plan} beside {folder / PLAN}, whose effort {number} is {own}",
                                "sub-runs and plan of the same save", "a file was exchanged or edited: save the cascade again")
-    return Cascade(efforts, plan.gates, plan.fractions)
+    made = Cascade(efforts, plan.gates, plan.fractions)
+    made.costs = stored_costs(folder)
+    return made
+
+
+def stored_costs(folder: str | Path) -> SegmentCosts | None:
+    """What segments cost, as `foveate profile segments` wrote it into a run; None without. Raises FoveateError for a damaged file."""
+    path = Path(folder) / COSTS
+    return SegmentCosts.from_json(path.read_text(errors="replace"), str(path)) if path.is_file() else None
+
+
+def store_costs(folder: str | Path, costs: SegmentCosts) -> Path:
+    """Writes segment_costs.json into a run; `load` reads it, and a table of another machine is measured anew when it is needed."""
+    path = Path(folder) / COSTS
+    write_atomic(path, lambda file: file.write_text(costs.to_json() + "\n"))
+    return path
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveModel | Cascade:
@@ -121,6 +139,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> AdaptiveMode
     _quantise_like(model, state, str(folder / WEIGHTS))
     _load_state(model, state, str(folder / WEIGHTS))
     model.forget()
+    model.costs = stored_costs(folder)
     model.anatomy.model.pretrained_cfg = dict(model.pretrained_cfg) | preprocessing_of(folder) | (
         {"label_names": backbone["labels"]} if backbone.get("labels") else {})
     return model.to(device).eval()

@@ -16,7 +16,7 @@ import foveate as fv
 ROOT = Path(fv.__file__).parent
 # Rooms that never load torch, not even lazily.
 TORCH_FREE = ("errors", "files", "plan", "trace", "ledger", "card", "workload", "counting", "presets", "machine", "embedded", "gates",
-              "cascade_plan", "efforts", "simulation", "simulated", "methods.base", "methods.*.config", "methods.*.cost",
+              "cascade_plan", "budgets", "efforts", "simulation", "simulated", "methods.base", "methods.*.config", "methods.*.cost",
               "methods.*.paths", "report.*", "sim.*", "search.*")
 HEAVY = {"torch", "torchvision", "timm", "lightning", "safetensors", "openvino", "sklearn"}
 SIBLINGS = ("train", "measure", "runtime", "serve")
@@ -177,7 +177,7 @@ def test_nobody_imports_the_command_line_or_the_demo(module):
     ("backbones", ("backbones", "nn", "card", "ledger", "errors")), ("report", ("report", "errors", "files")),
     ("methods", ("methods", "nn", "card", "ledger", "workload", "trace", "errors")), ("machine", ("errors",)),
     ("plan", ("methods", "presets", "errors", "gates", "cascade_plan")), ("presets", ("errors",)), ("gates", ("errors",)),
-    ("cascade_plan", ("errors", "gates", "trace")),
+    ("cascade_plan", ("errors", "gates", "trace")), ("budgets", ("errors",)),
 ])
 def test_rooms_know_only_what_lies_below_them(room, may):
     for module in OPEN:

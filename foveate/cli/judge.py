@@ -11,10 +11,14 @@ import typer
 from foveate.cli.answer import answering, bar, note, table, waiting
 from foveate.cli.options import (
     BatchSize,
+    BudgetMj,
+    BudgetMs,
     Data,
     DataDir,
     Device,
+    EnergyTarget,
     Json,
+    Lenient,
     Limit,
     ModelOrRun,
     PlanText,
@@ -47,6 +51,10 @@ def evaluate(
         typer.Option(metavar="BITS", show_default=False, help="Also judge the model as fixed-point hardware of so many bits would run it (16 on SPViT's board)."),
     ] = None,
     batch_size: BatchSize = 250,
+    budget_ms: BudgetMs = None,
+    budget_mj: BudgetMj = None,
+    target_of_energy: EnergyTarget = None,
+    lenient: Lenient = False,
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -54,7 +62,7 @@ def evaluate(
     """Evaluate accuracy, live tokens and MACs.
 
     Accuracy comes with half its 95 % interval; tokens and MACs are means over the images, from the trace of what really ran. Of a cascade
-    it says which effort answers how many images, and how many of them rightly.
+    it says which effort answers how many images, and how many of them rightly. --budget-ms is for each batch of --batch-size images.
     """
     from foveate.cli.targets import open_model, plan_of, target_of, untrained
 
@@ -69,7 +77,7 @@ def evaluate(
             images = images_for(target, model, data, data_dir, split, strict, limit)
         if untrained(target, chosen):
             note(f"the selectors of {', '.join(untrained(target, chosen))} are untrained: their choices are arbitrary; train them with `foveate adapt`")
-        result, seen = judged(model, images, batch_size, device)
+        result, seen = judged(model, images, batch_size, device, budgets_of(budget_ms, budget_mj, target_of_energy, lenient))
         if folder is not None:
             from foveate.train.files import write_text
 
@@ -87,6 +95,7 @@ def evaluate(
             f"in {fixed_point} bits": f"{answer.data['accuracy_percent_fixed_point']:.2f} %" if fixed_point else "",
             "tokens": ", ".join(f"{mean:.1f} after block {block}" for mean, block in zip(seen.tokens_mean, seen.after)),
             "efforts": _efforts(result.get("efforts", [])), "exits": _exits(result.get("exits", [])),
+            "budget": f"{result['short']:,} images left before they were sure" if "short" in result else "",
             "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if str(chosen) != "dense" else ""),
             "skipped": f"{len(result['skipped'])} damaged files" if result["skipped"] else "", "trace": folder and folder / "trace.json",
         })  # fmt: skip
@@ -111,24 +120,32 @@ def predict(
     weights: Weights = None,
     pretrained: Pretrained = False,
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes shown for each image, the likeliest first.")] = 5,
+    budget_ms: BudgetMs = None,
+    budget_mj: BudgetMj = None,
+    target: EnergyTarget = None,
+    lenient: Lenient = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Predict the class of image files; a folder that `foveate export` wrote predicts as well.
 
-    Each is resized and normalised as the model was trained; transparency is ignored, and a photo is turned upright.
+    Each is resized and normalised as the model was trained; transparency is ignored, and a photo is turned upright. With a budget each is a
+    call of its own, and the answer says after which block (by which effort) it came and whether it was for want of budget.
     """
     with answering(json) as answer:
-        about, names, transform, pictures, run = _reader(model_or_run, images, plan, weights, pretrained, device)
+        budgets = budgets_of(budget_ms, budget_mj, target, lenient)
+        about, names, transform, pictures, run = _reader(model_or_run, images, plan, weights, pretrained, device, budgets)
         answers = run([transform(picture) for picture in pictures])
         answer.data = {**about, "predictions": []}
         shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top, paths=True)
-        for path, (chances, tokens, effort) in zip(images, answers):
+        for path, (chances, tokens, effort, *more) in zip(images, answers):
             best = sorted(range(len(names)), key=lambda index: -chances[index])[:top]
             ranked = [{"class": names[index], "index": index, "probability_percent": 100 * chances[index]} for index in best]
-            answer.data["predictions"].append({"image": path, "top": ranked, "tokens": tokens} | ({"effort": effort} if effort else {}))
+            answer.data["predictions"].append({"image": path, "top": ranked, "tokens": tokens} | ({"effort": effort} if effort else {}) | (more[0] if more else {}))
             shown.add_row(str(path), *(f"{one['class']} {one['probability_percent']:.1f} %" for one in ranked))
         answer.shown = [shown]
+        if short := sum(one.get("short", False) for one in answer.data["predictions"]):
+            answer.shown.append(f"{short} of {len(pictures)} images left before they were sure: their budget could not pay for more")
 
 
 def _efforts(rows: list[dict[str, Any]]) -> str:
@@ -145,11 +162,11 @@ def _exits(rows: list[dict[str, Any]]) -> str:
     return ", ".join(f"{row['left_percent']:.1f} % after block {row['block']}" for row in rows if row["left_percent"])
 
 
-def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device: str = "auto") -> tuple[dict[str, Any], Trace]:
+def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device: str = "auto", budgets: dict[str, Any] | None = None) -> tuple[dict[str, Any], Trace]:
     """What `train.evaluate` says of a model, with tokens_mean, keep_rates, macs, macs_dense and params, and the whole trace.
 
     Of a cascade also which effort answered how many images, and how many rightly; macs_dense is then its highest effort's backbone. Of a plan
-    with early exits, how many images left at each, and how many of them rightly.
+    with early exits, how many images left at each, and how many of them rightly. budgets: as AdaptiveModel.traced takes them.
     """
     from foveate.counting import count
     from foveate.efforts import Answered
@@ -160,7 +177,7 @@ def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device
     traces: list[Trace] = []
 
     def traced(batch):
-        logits, trace = model.traced(batch)
+        logits, trace = model.traced(batch, **(budgets or {}))
         traces.append(trace)
         return logits
 
@@ -174,6 +191,8 @@ def judged(model: AdaptiveModel | Cascade, images, batch_size: int = 250, device
     if trace.rescued:
         figures["rescued"] = len(trace.rescued)
         note(f"a stage wanted no patch of {len(trace.rescued):,} of {trace.images:,} images; their best-scored patch stayed")
+    if budgets:
+        figures |= {name: budgets[name] for name in ("budget_ms", "budget_mj") if budgets[name] is not None} | {"short": len(trace.short)}
     if trace.exits:
         figures["exits"] = left_at(trace, result["correct"], model.exit_blocks)
     if trace.efforts and hasattr(model, "efforts"):
@@ -196,7 +215,14 @@ def chosen_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _reader(text: str, images: list[Path], plan: str | None, weights: Path | None, pretrained: bool, device: str):
+def budgets_of(budget_ms: float | None, budget_mj: float | None, target: str | None, lenient: bool) -> dict[str, Any]:
+    """The budgets of the command line as AdaptiveModel.traced takes them; empty without any."""
+    if budget_ms is None and budget_mj is None:
+        return {}
+    return {"budget_ms": budget_ms, "budget_mj": budget_mj, "target": target, "strict": not lenient}
+
+
+def _reader(text: str, images: list[Path], plan: str | None, weights: Path | None, pretrained: bool, device: str, budgets: dict[str, Any]):
     """What the named model is, its class names, picture -> input, the pictures, and inputs -> answers."""
     from foveate.cli.targets import open_model, plan_of, target_of
 
@@ -204,6 +230,8 @@ def _reader(text: str, images: list[Path], plan: str | None, weights: Path | Non
         from foveate.cli.export import artifact_reader
         from foveate.cli.images import read_picture
 
+        if budgets:
+            raise FoveateError(f"a budget for the artifact {text}", "a budget for a run", "give the run it was exported from; in Python its engine takes budget_ms")
         if plan or weights or pretrained:
             raise FoveateError(f"another plan or other weights for the artifact {text}", "an artifact with its own", "give the run it was exported from instead")
         with waiting("loading the artifact"):
@@ -217,21 +245,25 @@ def _reader(text: str, images: list[Path], plan: str | None, weights: Path | Non
         pictures = [read_picture(path) for path in images]
         model = open_model(target, chosen, weights, pretrained)
         about = {"model": model.card.name, "run": target.folder, "plan": str(chosen)}
-        return about, class_names(target, model), preprocessing_for(target, model).transform(None), pictures, partial(_predictions, model, device)
+        return about, class_names(target, model), preprocessing_for(target, model).transform(None), pictures, partial(_predictions, model, device, budgets)
 
 
-def _predictions(model: AdaptiveModel | Cascade, device: str, inputs: list) -> list[tuple[list[float], list[int], int | None]]:
-    """Probabilities of all classes, tokens after each stage and (of a cascade) the effort that answered, image by image."""
+def _predictions(model: AdaptiveModel | Cascade, device: str, budgets: dict[str, Any], inputs: list) -> list[tuple[list[float], list[int], int | None, dict]]:
+    """Probabilities of all classes, tokens after each stage, (of a cascade) the effort that answered, and what a budget did, image by image."""
     import torch
 
     place = chosen_device(device)
     model.to(place).eval()
     answers = []
     with bar("predicting") as progress, torch.inference_mode():
-        for start in range(0, len(inputs), 32):
-            logits, trace = model.traced(torch.stack(inputs[start : start + 32]).to(place))
+        step = 1 if budgets else 32  # a budget of time is one call's
+        for start in range(0, len(inputs), step):
+            logits, trace = model.traced(torch.stack(inputs[start : start + step]).to(place), **budgets)
             tokens = zip(*trace.tokens) if trace.tokens else [()] * len(logits)
-            answers += zip(logits.float().softmax(-1).tolist(), map(list, tokens), trace.efforts or [None] * len(logits))
+            left = [{"exit": block} for block in trace.exits] or [{} for _ in range(len(logits))]
+            if budgets:
+                left = [one | {"short": image in trace.short} for image, one in enumerate(left)]
+            answers += zip(logits.float().softmax(-1).tolist(), map(list, tokens), trace.efforts or [None] * len(logits), left)
             progress(len(answers), len(inputs))
     return answers
 

@@ -55,6 +55,18 @@ Threads = Annotated[int | None, typer.Option(min=1, metavar="N", show_default=Fa
 Limit = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default=False, help="Only the first N images, for a quick look. Default: all.")
 ]
+BudgetMs = Annotated[
+    float | None,
+    typer.Option(metavar="MS", show_default=False, help="Milliseconds from the call to an image's answer, of plans with exits and of cascades: it leaves before it would be late."),
+]
+BudgetMj = Annotated[
+    float | None,
+    typer.Option(metavar="MJ", show_default=False, help="Millijoules of an image on --target, likewise: it leaves before it would cost more."),
+]
+EnergyTarget = Annotated[
+    str | None, typer.Option("--target", metavar="TARGET", show_default=False, help="Where --budget-mj is simulated (`foveate targets`). Default: zcu102.")
+]
+Lenient = Annotated[bool, typer.Option("--lenient", help="Where a budget is below the first possible answer, give that answer instead of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 
 HELP_WORDS = {"help_option_names": ["-h", "--help"]}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, bar, sheets, waiting
-from foveate.cli.options import Device, Json, Threads
+from foveate.cli.options import Device, EnergyTarget, Json, PlanText, Threads
+from foveate.cli.segments import profile_segments
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from foveate.measure.clock import Timing
     from foveate.report import Results
 
-WHAT = ("attention",)
+WHAT = ("attention", "segments")
 STEPS = {
     "k_hat": "1: centred keys", "g": "2: G", "sums": "3: sums of keys and values", "t_d": "4: t_D", "t_n": "5: T_N", "z": "6: Z",
     "qk": "1: Q K^T", "softmax": "2: S = softmax", "av": "3: S V", "closed form": "the same in one go: closed form",
@@ -28,16 +29,18 @@ STEPS = {
 
 def profile(
     ctx: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="WHAT", show_default=False, help="attention, so far the only one.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", show_default=False, help="attention, or segments (from exit to exit).")],
     model_or_run: Annotated[
         str, typer.Argument(metavar="MODEL_OR_RUN", help="A backbone's name or a run folder: its shapes count, weights and data do not.")
     ] = "deit_tiny_patch16_224",
+    plan: PlanText = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images a call.")] = 1,
     precision: Annotated[str, typer.Option(metavar="PRECISION", help="fp32 or bf16.")] = "fp32",
     threads: Threads = None,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every step once, in turn.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 3,
     device: Device = "cpu",
+    energy: EnergyTarget = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", show_default=False, help="Also write results.json and report.html there.")] = None,
     json: Json = False,
 ) -> None:
@@ -46,12 +49,18 @@ def profile(
     The six steps of Algorithm 1 of ViTALiTy stand beside the three of softmax attention, over all heads and layers, as in Table II of that
     paper; then come the three steps of multi-head attention as in its Fig. 1, with the output projection and the MLP. Milliseconds an image,
     medians with their quartiles. Tensors are random. The paper's own columns are of an edge GPU and not comparable.
+
+    segments: what each segment between two exits (each effort of a cascade) takes for groups of 1 to --batch images, and costs in millijoules:
+    the table that budgets go by. A run keeps it as segment_costs.json.
     """
     from foveate.cli.targets import card_of_target, target_of
 
     with answering(json) as answer:
         if what not in WHAT:
             raise FoveateError(f"profile {what}", ", ".join(WHAT), "choose one of these")
+        if what == "segments":
+            profile_segments(answer, model_or_run, plan, batch, precision, threads, device, energy, out)
+            return
         started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
         card = card_of_target(target_of(model_or_run))
         with waiting("loading torch"):
