@@ -18,6 +18,7 @@ class Preset:
 
     plan: as `Plan.from_dict` reads it. gmacs: the cost it reaches, in giga multiply-accumulates. source: what it was
     fitted to and where that is printed; `fitted` says that the papers do not state these keep ratios. recipe: of training.
+    teacher: who teaches, where it is not the dense model itself.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Preset:
     source: str
     recipe: str = "spvit"
     fitted: bool = True
+    teacher: str | None = None
 
 
 @cache

@@ -66,7 +66,7 @@ def methods(
         known = [p for p in presets().values() if any(m["method"] in chosen for m in p.plan["methods"])]
         answer.data = {
             "methods": described,
-            "presets": [{"preset": p.name, "model": p.model, "macs": p.gmacs * 1e9, "recipe": p.recipe, "fitted": p.fitted, "source": p.source,
+            "presets": [{"preset": p.name, "model": p.model, "macs": p.gmacs * 1e9, "recipe": p.recipe, "teacher": p.teacher, "fitted": p.fitted, "source": p.source,
                          "plan": p.plan} for p in known],
         }  # fmt: skip
         for method in described:

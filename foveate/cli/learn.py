@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.cli.answer import answering, waiting
+from foveate.cli.answer import answering, note, waiting
 from foveate.cli.options import Data, DataDir, Device, Json, ModelOrRun, Pretrained, Strict, Weights
-from foveate.cli.recipes import check_patches, chosen_recipe, settings_of, usual_recipe
+from foveate.cli.recipes import check_patches, chosen_recipe, settings_of, usual_recipe, usual_teacher
 from foveate.cli.runs import check_folder, report_run, test_once
 from foveate.errors import FoveateError
 
@@ -140,7 +140,7 @@ def adapt(
     pretrained: Pretrained = False,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="MODEL_OR_RUN", show_default=False, help="Who teaches instead: a run, an embedded backbone, or a name in timm whose weights timm fetches (DeiT's and IRET's: regnety_160.deit_in1k)."),
+        typer.Option(metavar="MODEL_OR_RUN", show_default=False, help="Who teaches instead: a run, an embedded backbone, or a name in timm whose weights timm fetches (regnety_160.deit_in1k). Default: the preset's teacher."),
     ] = None,
     sliced: Annotated[
         str | None,
@@ -169,9 +169,9 @@ def adapt(
         setting = chosen_recipe(recipe or usual_recipe(target, plan), seed, epochs, batch_size, split, settings)
         check_folder(out, resume)
         fine_tune(
-            target, chosen, out, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, teacher=teacher, scratch=scratch,
-            sliced=sliced, strict=strict, resume=resume, limit_steps=steps, device=device, devices=devices, num_nodes=nodes, workers=workers,
-            command=ctx.obj,
+            target, chosen, out, setting, data=data, data_dir=data_dir, weights=weights, pretrained=pretrained, teacher=teacher or usual_teacher(plan),
+            scratch=scratch, sliced=sliced, strict=strict, resume=resume, limit_steps=steps, device=device, devices=devices, num_nodes=nodes,
+            workers=workers, command=ctx.obj,
         )  # fmt: skip
         report_run(answer, out)
 
@@ -206,16 +206,18 @@ def fine_tune(target: Target, plan: Plan, out: Path, recipe: Recipe, *, data, da
         else:
             dense = open_model(target, Plan(), weights, pretrained)
             model = open_model(target, plan, weights, pretrained, seed=recipe.seed)
-        master = named_teacher(teacher, model) if teacher else dense
+        guided = bool(recipe.kl_weight or recipe.distill_weight or recipe.hard_weight)
+        master = None if not guided else named_teacher(teacher, model) if teacher else dense
+    if guided and master is None:
+        note("nobody teaches: the model learns from the labels alone; --teacher names somebody")
     preprocessing = preprocessing_for(target, model)
     with _stoppable():
         sets = load_sets(data_name(target, data, data_dir), recipe, data_dir, preprocessing, strict)
         if model.calibrates:
             with waiting("calibrating"):
                 model.calibrate((dense or open_model(target, Plan(), random_weights=True)).eval(), _spread(sets.train, CALIBRATION_IMAGES))
-        guided = bool(recipe.kl_weight or recipe.distill_weight or recipe.hard_weight)
         # The test set is read once, below, together with the trace of what happened.
-        fit(model, out, replace(sets, test=None), recipe, teacher=master if guided else None, preprocessing=preprocessing, strict=strict, device=device, **options)
+        fit(model, out, replace(sets, test=None), recipe, teacher=master, preprocessing=preprocessing, strict=strict, device=device, **options)
         test_once(out, model, sets.test, device)
 
 

@@ -37,6 +37,13 @@ def usual_recipe(target: Target, plan: str) -> str:
     return f"{name}-nano" if target.architecture().startswith(("foveate_nano", "iret_nano")) else name
 
 
+def usual_teacher(plan: str) -> str | None:
+    """Who teaches where nobody was named: the preset's teacher, or None for the dense model."""
+    from foveate.presets import presets
+
+    return presets()[plan].teacher if plan in presets() else None
+
+
 def settings_of(pairs: list[str] | None, option: str) -> dict[str, Any]:
     """KEY=VALUE pairs as Python values: numbers, lists, true, false, none, or else text."""
     settings = {}

@@ -292,7 +292,7 @@ def test_parameters_used_are_the_cost_in_another_unit(gmacs, used):
 
 def test_presets():
     assert {"iret-small", "iret-nano"} <= set(presets())
-    assert presets()["iret-small"].recipe == "iret" and fv.Plan.parse("iret-small").find("iret").threshold == 0.0004
+    assert presets()["iret-small"].recipe == "iret" and presets()["iret-small"].teacher == "regnety_160.deit_in1k" and fv.Plan.parse("iret-small").find("iret").threshold == 0.0004
 
 
 # command line
@@ -359,6 +359,7 @@ def test_training_from_scratch_with_a_teacher(tmp_path, capsys):
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert recipe["hard_weight"] == 0.5 and recipe["kl_weight"] == recipe["distill_weight"] == 0
     for arguments, words in ((["--teacher", other, "--out", tmp_path / "no"], "7 classes, 32x32 pixels"),
+                             (["--out", tmp_path / "no"], "--teacher foveate_nano_p4 (10 classes"),  # the preset's
                              (["--pretrained", "--out", tmp_path / "no"], "--scratch with --pretrained")):
         assert main([str(a) for a in (*command, *arguments)]) == 2
         assert words in capsys.readouterr().err
