@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli.answer import answering, bar, note, table, waiting
+from foveate.cli.engines import Backend, Explain, Fallback, Precision, accuracy, described, engine_of, explained, predictions
 from foveate.cli.options import (
     BatchSize,
     BudgetMj,
@@ -55,6 +56,9 @@ def evaluate(
     budget_mj: BudgetMj = None,
     target_of_energy: EnergyTarget = None,
     lenient: Lenient = False,
+    backend: Backend = None,
+    precision: Precision = None,
+    explain: Explain = False,
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -88,17 +92,22 @@ def evaluate(
         }  # fmt: skip
         if fixed_point is not None:
             answer.data |= _in_fixed_point(target, model, images, fixed_point, data, data_dir, batch_size, device)
+        engine = engine_of(target, chosen, model.cpu(), batch_size, backend, precision) if backend or precision or explain else None
+        if engine is not None:
+            answer.data |= accuracy(engine, images, batch_size)
         saved = 100 * result["macs"] / result["macs_dense"]
         answer.facts({
             "model": model.card.name, "plan": chosen, "data": f"{images.name}, {split}, {result['n']:,} images",
             "accuracy": f"{result['accuracy_percent']:.2f} % ± {result['uncertainty_percent']:.2f}",
             f"in {fixed_point} bits": f"{answer.data['accuracy_percent_fixed_point']:.2f} %" if fixed_point else "",
+            f"in {engine.name}" if engine else "": f"{answer.data['accuracy_percent_engine']:.2f} %" if engine else "",
             "tokens": ", ".join(f"{mean:.1f} after block {block}" for mean, block in zip(seen.tokens_mean, seen.after)),
             "efforts": _efforts(result.get("efforts", [])), "exits": _exits(result.get("exits", [])),
             "budget": f"{result['short']:,} images left before they were sure" if "short" in result else "",
             "GMACs": f"{result['macs'] / 1e9:.4g}" + (f", {saved:.1f} % of the dense {result['macs_dense'] / 1e9:.4g}" if str(chosen) != "dense" else ""),
             "skipped": f"{len(result['skipped'])} damaged files" if result["skipped"] else "", "trace": folder and folder / "trace.json",
         })  # fmt: skip
+        answer.shown += explained(engine) if explain else []
 
 
 def _in_fixed_point(target, model: AdaptiveModel, images, bits: int, data, data_dir, batch_size: int, device: str) -> dict[str, Any]:
@@ -124,6 +133,10 @@ def predict(
     budget_mj: BudgetMj = None,
     target: EnergyTarget = None,
     lenient: Lenient = False,
+    backend: Backend = None,
+    precision: Precision = None,
+    explain: Explain = False,
+    fallback: Fallback = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -134,7 +147,8 @@ def predict(
     """
     with answering(json) as answer:
         budgets = budgets_of(budget_ms, budget_mj, target, lenient)
-        about, names, transform, pictures, run = _reader(model_or_run, images, plan, weights, pretrained, device, budgets)
+        wanted = (backend, precision, fallback) if backend or precision or explain or fallback else None
+        about, names, transform, pictures, run, engine = _reader(model_or_run, images, plan, weights, pretrained, device, budgets, wanted)
         answers = run([transform(picture) for picture in pictures])
         answer.data = {**about, "predictions": []}
         shown = table("image", *(f"{rank + 1}." for rank in range(min(top, len(names)))), left=1 + top, paths=True)
@@ -143,7 +157,7 @@ def predict(
             ranked = [{"class": names[index], "index": index, "probability_percent": 100 * chances[index]} for index in best]
             answer.data["predictions"].append({"image": path, "top": ranked, "tokens": tokens} | ({"effort": effort} if effort else {}) | (more[0] if more else {}))
             shown.add_row(str(path), *(f"{one['class']} {one['probability_percent']:.1f} %" for one in ranked))
-        answer.shown = [shown]
+        answer.shown = [shown, *(explained(engine) if explain else ())]
         if short := sum(one.get("short", False) for one in answer.data["predictions"]):
             answer.shown.append(f"{short} of {len(pictures)} images left before they were sure: their budget could not pay for more")
 
@@ -222,8 +236,8 @@ def budgets_of(budget_ms: float | None, budget_mj: float | None, target: str | N
     return {"budget_ms": budget_ms, "budget_mj": budget_mj, "target": target, "strict": not lenient}
 
 
-def _reader(text: str, images: list[Path], plan: str | None, weights: Path | None, pretrained: bool, device: str, budgets: dict[str, Any]):
-    """What the named model is, its class names, picture -> input, the pictures, and inputs -> answers."""
+def _reader(text: str, images: list[Path], plan: str | None, weights: Path | None, pretrained: bool, device: str, budgets: dict[str, Any], wanted):
+    """What the named model is, its class names, picture -> input, the pictures, inputs -> answers, and the engine if one is `wanted`."""
     from foveate.cli.targets import open_model, plan_of, target_of
 
     if (Path(text) / "artifact.json").is_file():
@@ -232,11 +246,13 @@ def _reader(text: str, images: list[Path], plan: str | None, weights: Path | Non
 
         if budgets:
             raise FoveateError(f"a budget for the artifact {text}", "a budget for a run", "give the run it was exported from; in Python its engine takes budget_ms")
+        if wanted:
+            raise FoveateError(f"a choice of engine for the artifact {text}", "an artifact in the backend it was exported for", "give the run it was exported from instead")
         if plan or weights or pretrained:
             raise FoveateError(f"another plan or other weights for the artifact {text}", "an artifact with its own", "give the run it was exported from instead")
         with waiting("loading the artifact"):
             about, names, transform, run = artifact_reader(Path(text))
-            return about, names, transform, [read_picture(path) for path in images], run
+            return about, names, transform, [read_picture(path) for path in images], run, None
     target = target_of(text)
     chosen = plan_of(target, plan)
     with waiting("loading the model"):
@@ -245,7 +261,14 @@ def _reader(text: str, images: list[Path], plan: str | None, weights: Path | Non
         pictures = [read_picture(path) for path in images]
         model = open_model(target, chosen, weights, pretrained)
         about = {"model": model.card.name, "run": target.folder, "plan": str(chosen)}
-        return about, class_names(target, model), preprocessing_for(target, model).transform(None), pictures, partial(_predictions, model, device, budgets)
+        reader = (class_names(target, model), preprocessing_for(target, model).transform(None), pictures)
+    if not wanted:
+        return about, *reader, partial(_predictions, model, device, budgets), None
+    if budgets:
+        raise FoveateError("a budget and a choice of engine", "one of the two", "leave out --backend, or give the budget in Python: engine(images, budget_ms=...)")
+    backend, precision, fallback = wanted
+    engine = engine_of(target, chosen, model, min(len(pictures), 32), backend, precision, fallback)
+    return about | described(engine), *reader, partial(predictions, engine), engine
 
 
 def _predictions(model: AdaptiveModel | Cascade, device: str, budgets: dict[str, Any], inputs: list) -> list[tuple[list[float], list[int], int | None, dict]]:

@@ -43,7 +43,7 @@ class Agreement:
 
     def __str__(self) -> str:
         kept = f", kept patches overlap by {', '.join(f'{share:.3f}' for share in self.overlap)}" if self.overlap else ""
-        lost = f", {-self.lost_percent:+.1f} points of accuracy" if self.lost_percent is not None else ""
+        lost = f", {0.0 - self.lost_percent:+.1f} points of accuracy" if self.lost_percent is not None else ""
         return (
             f"logits differ by {self.worst:.1e} of the largest ({self.typical:.1e} in the median image), "
             f"same answer for {self.same_top1:.0%} of {self.images} images{lost}{kept}"
