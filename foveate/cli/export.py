@@ -28,14 +28,14 @@ def export(
     ] = None,
     plan: PlanText = None,
     precision: Annotated[
-        str, typer.Option(metavar="PRECISION", help="fp32; bf16 (openvino, torch); int8 (onnx and ort; openvino for runs trained with quantise=int8).")
+        str, typer.Option(metavar="PRECISION", help="fp32; bf16 (openvino, torch); int8 (onnx, ort, openvino).")
     ] = "fp32",
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", show_default=False, help="Fix the batch size. Default: any, but one where images keep unequal numbers of tokens.")
+        int | None, typer.Option(min=1, metavar="N", show_default=False, help="Fix the batch size. Default: any; one where images keep unequal counts.")
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SHARE", show_default=False, help="Largest logit difference, as a share of the largest logit. Default: 0.002 in fp32, 0.1 in bf16 and int8."),
+        typer.Option(min=0, metavar="SHARE", show_default=False, help="Largest logit difference, as a share. Default: 0.002 (fp32), 0.1 (bf16, int8)."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Images on which the artifact is held against torch in float32.")] = 32,
     data: Data = None,
@@ -63,14 +63,16 @@ def export(
 
             from foveate.cli.images import class_names, preprocessing_for
             from foveate.runtime import export as written
+            from foveate.runtime.int8 import CALIBRATED_ON
 
             model = open_model(target, chosen, weights, pretrained)
-            seen, source = _images(target, model, data, data_dir, images)
+            seen, right, source = _images(target, model, data, data_dir, "validation", images)
+            ranges = _images(target, model, data, data_dir, "train", CALIBRATED_ON)[0] if (to, precision) == ("openvino", "int8") else None
         folder = out or _folder(target, to if precision == "fp32" else f"{to}-{precision}")
         with waiting(f"exporting to {to}"):
             made = written(
-                model, folder, to, precision, seen, source=source, batch=batch, tolerance=tolerance, threads=threads, labels=class_names(target, model),
-                preprocessing=asdict(preprocessing_for(target, model)), provenance=_origin(target),
+                model, folder, to, precision, seen, source=source, answers=right, calibration=ranges, batch=batch, tolerance=tolerance, threads=threads,
+                preprocessing=asdict(preprocessing_for(target, model)), labels=class_names(target, model), provenance=_origin(target),
             )  # fmt: skip
         size = sum(path.stat().st_size for path in folder.iterdir())
         answer.data = {"artifact": folder, "run": target.folder, "bytes": size, **{k: v for k, v in made.data.items() if k not in ("plan_form", "versions")}}
@@ -81,11 +83,13 @@ def _facts(data: dict[str, Any], folder: Path, size: int, source: str) -> dict[s
     parity, decisions = data["parity"], data["parity"].get("decisions")
     kept = "" if decisions is None else "equal for every image" if decisions["equal"] else ", ".join(
         f"{100 * stage['overlap']:.1f} % of the patches after block {stage['after']}" for stage in decisions["stages"])
+    lost = "" if parity["lost_percent"] is None else f", {-parity['lost_percent']:+.1f} points of accuracy"
     return {
         "artifact": f"{folder} ({size / 1e6:.1f} MB)", "model": data["backbone"], "plan": data["plan"],
         "backend": f"{data['backend']} {data['precision']}", "batch": "any" if data["batch"] == "dynamic" else data["batch"],
         "GMACs": f"{data['macs'] / 1e9:.4g} of the dense {data['macs_dense'] / 1e9:.4g}",
-        "logits": f"differ by {parity['worst']:.1e} of the largest at most, same answer for {parity['same_answer_percent']:.0f} % of {parity['images']} images",
+        "logits": f"differ by {parity['worst']:.1e} of the largest at most",
+        "answers": f"the same for {parity['same_answer_percent']:.1f} % of {parity['images']} images{lost}",
         "decisions": kept, "compared on": source, "use": f"foveate predict {folder} picture.png, or the lines in {folder / 'README.txt'}",
     }  # fmt: skip
 
@@ -109,20 +113,21 @@ def artifact_reader(folder: Path) -> tuple[dict[str, Any], list[str], Any, Any]:
     return about, list(map(str, data["labels"])), Preprocessing.from_json(json.dumps(data["preprocessing"])).transform(None), answers
 
 
-def _images(target: Target, model, data: str | None, data_dir: Path | None, count: int) -> tuple[Tensor, str]:
-    """Normalised images of the validation split, and what they are in words; synthetic ones where the data are unknown."""
+def _images(target: Target, model, data: str | None, data_dir: Path | None, split: str, count: int) -> tuple[Tensor, Tensor | None, str]:
+    """Normalised images of a split, their classes, and what they are in words; synthetic ones without classes where the data are unknown."""
     from foveate.cli.images import images_for
     from foveate.runtime.loading import synthetic_images
 
     if data or data_dir or target.embedded or target.record().get("data"):
         try:
-            found = images_for(target, model, data, data_dir, "validation", limit=count)
-            return found.batch(range(len(found))).images, f"{found.name}, validation, {len(found)} images"
+            found = images_for(target, model, data, data_dir, split, limit=count)
+            batch = found.batch(range(len(found)))
+            return batch.images, batch.labels, f"{found.name}, {split}, {len(found)} images"
         except FoveateError as error:
             if data or data_dir:
                 raise
             note(f"compared on synthetic images: {error.given}")
-    return synthetic_images(model.card, count), f"{count} synthetic images"
+    return synthetic_images(model.card, count), None, f"{count} synthetic images"
 
 
 def _folder(target: Target, name: str) -> Path:

@@ -73,7 +73,7 @@ def _graph_call(folder: Path, data: dict[str, Any], graph: dict[str, Any], threa
     try:
         if kind == "openvino":
             model = openvino_backend.openvino.Core().read_model(path)
-            return openvino_backend.openvino_caller(model, data["precision"], threads, graph["static_shapes"])
+            return openvino_backend.openvino_caller(model, data["precision"], threads, graph["static_shapes"], rest_of(graph))
         if kind == "torch":
             return _torch_caller(path)
         return onnx_backend.onnx_caller(path, threads, graph["inputs"], graph["outputs"])
@@ -82,6 +82,11 @@ def _graph_call(folder: Path, data: dict[str, Any], graph: dict[str, Any], threa
     except Exception as error:  # every backend raises kinds of its own for a file that it does not understand
         raise FoveateError(f"{path}, which {BACKENDS[kind]} cannot load ({named(error)})", "a graph that this version of it reads",
                            f"install the version in {MANIFEST}, or export the run again here") from error
+
+
+def rest_of(graph: dict[str, Any]) -> str | None:
+    """What OpenVINO computes the layers beside 8-bit ones in: where they may be rounded, what is fastest on this CPU."""
+    return openvino_backend.fast_rest() if graph["rounded_rest"] else None
 
 
 def in_groups(run: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:

@@ -19,17 +19,16 @@ from foveate.counting import count
 from foveate.errors import FoveateError
 from foveate.machine import package_versions
 from foveate.plan import Plan
-from foveate.quantised import quantised
 from foveate.runtime import onnx_backend
 from foveate.runtime.artifact import BACKENDS, FORMAT, MANIFEST, Artifact, digest_of, is_artifact
 from foveate.runtime.artifact_engine import check_installed
 from foveate.runtime.loading import synthetic_images
+from foveate.runtime.maker import precisions_of
 from foveate.runtime.readme import readme
 from foveate.runtime.written import Written, write_effort
 from foveate.store import own_preprocessing
 
 SYNTHETIC = "synthetic images"
-PRECISIONS = {"onnx": ("fp32", "int8"), "ort": ("fp32", "int8"), "openvino": ("fp32", "bf16"), "torch": ("fp32", "bf16")}
 
 
 def export(
@@ -40,6 +39,8 @@ def export(
     images: Tensor | None = None,
     *,
     source: str = SYNTHETIC,
+    answers: Tensor | None = None,
+    calibration: Tensor | None = None,
     batch: int | None = None,
     tolerance: float | None = None,
     preprocessing: dict[str, Any] | None = None,
@@ -52,8 +53,9 @@ def export(
     model: an AdaptiveModel (with exits, one graph a segment between them), a timm model, or a Cascade (one graph an effort, the gates in
         artifact.json); left untouched.
     to: "onnx", "openvino", "torch" (torch.export) or "ort" (ONNX Runtime's format for phones and boards).
-    precision: "fp32"; "bf16" in openvino and torch; "int8" in onnx and ort (see `quantised_onnx`), and in openvino for models trained with it.
-    images: normalised [B, C, H, W] to compare on, by default synthetic ones; source: what they are, in words.
+    precision: "fp32"; "bf16" in openvino and torch; "int8" in onnx, ort and openvino, but for models with exits.
+    images: normalised [B, C, H, W] to compare on, by default synthetic ones; source: what they are, in words. answers: the right classes
+        [B]: then 8 bits are judged by the accuracy that they cost, too. calibration: other images, to take OpenVINO's 8-bit ranges from.
     batch: images a call of the graph; None leaves it free, but for plans that keep another number of tokens in each image, whose
         graphs take one. tolerance: as in `load_engine`. preprocessing, labels: see `foveate.save`. provenance: kept as it is.
 
@@ -79,7 +81,7 @@ def export(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".exporting-") as fresh:
             made = Path(fresh) / "artifact"
             made.mkdir()
-            writing = Written(made, data, images, batch, tolerance, threads)
+            writing = Written(made, data, images, answers, images if calibration is None else calibration, batch, tolerance, threads)
             data["graphs"] = [graph for number, effort in enumerate(efforts, 1) for graph in write_effort(writing, effort, number, len(efforts))]
             _complete(data, model, source, images, made)
             if folder.exists():
@@ -123,16 +125,13 @@ def _check(model: nn.Module, to: str, precision: str, batch: int | None) -> None
     if to not in BACKENDS:
         raise FoveateError(f"to={to!r}", ", ".join(BACKENDS), "choose one of these, such as onnx")
     check_installed(to, f"to={to!r}")
-    allowed = _precisions(model, to)
+    allowed = [set(precisions_of(BACKENDS[to], effort)) for effort in getattr(model, "efforts", [model])]
+    allowed = [one for one in ("fp32", "bf16", "int8") if all(one in each for each in allowed)]
     if precision not in allowed:
-        raise FoveateError(f"precision={precision!r} in {to} for {model.card.name}, {model.plan}", " or ".join(allowed), f"export with --precision {allowed[0]}")
+        raise FoveateError(f"precision={precision!r} in {to} for {model.card.name}, {model.plan}", " or ".join(allowed) or "another kind",
+                           f"export with --precision {allowed[0]}" if allowed else "export to onnx or torch with --precision fp32")
     if batch is not None and batch < 1:
         raise FoveateError(f"batch={batch}", "a number of images from 1 on", "leave it out for a graph that takes any number")
-
-
-def _precisions(model: nn.Module, to: str) -> tuple[str, ...]:
-    eight = quantised(getattr(model, "efforts", [model])[0])
-    return ("int8",) if eight and to == "openvino" else PRECISIONS[to]
 
 
 def _checked_folder(folder: Path) -> Path:

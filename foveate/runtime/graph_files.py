@@ -10,32 +10,37 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adaptive import AdaptiveModel
+from foveate.quantised import quantised
 from foveate.runtime import onnx_backend, openvino_backend
 from foveate.runtime.decisions import Deciding
 from foveate.runtime.exported import exported_program, mirrored, silent
+from foveate.runtime.int8 import quantised_graph
 from foveate.runtime.onnx_int8 import quantised_onnx
 from foveate.runtime.staged import Call
 
 SUFFIX = {"onnx": "onnx", "ort": "ort", "openvino": "xml", "torch": "pt2"}
 
 
-def write_model(kind: str, model: AdaptiveModel, path: Path, images: Tensor, batch: int | None, precision: str) -> list[list[np.ndarray]]:
+def write_model(
+    kind: str, model: AdaptiveModel, path: Path, images: Tensor, calibration: Tensor, batch: int | None, precision: str
+) -> list[list[np.ndarray]]:
     """Write a whole model as one graph; places[stage][group] of the tokens that it keeps of `images`, by the runtime that will run it.
 
     images: [B, C, H, W], all at once in one group, or one by one where batch is 1. The graph is converted with their mirror images.
+    calibration: images that 8-bit ranges are taken from, where they are taken beforehand.
     """
     stages = [f"places_{block}" for block in model.pruning_blocks]
     given = [mirrored(images)]
     if not stages:
-        _save(kind, _converted(kind, model, given, batch, precision), path, batch, images)
+        _save(kind, _rounded(kind, model, _converted(kind, model, given, batch, precision), calibration, precision), path, batch, images)
         return []
-    graph = _converted(kind, Deciding(model), given, batch, precision, outputs=stages)
-    call = _call(kind, graph, precision, stages)
+    graph = _rounded(kind, model, _converted(kind, Deciding(model), given, batch, precision, outputs=stages), calibration, precision)
+    call = _call(kind, graph, precision, stages, rounded_rest(kind, precision, model))
     with torch.inference_mode():
         groups = [[places.numpy().copy() for places in call([group])[1:]] for group in (images.split(1) if batch == 1 else [images])]
     places = [list(stage) for stage in zip(*groups, strict=True)]
     if kind == "openvino":
-        graph = openvino_backend.openvino.Model(graph.get_results()[:1], graph.get_parameters(), "foveate")
+        graph = openvino_backend.only_first(graph)
     elif kind == "torch":  # whose graphs cannot give up an output
         graph = _converted(kind, model, given, batch, precision)
     else:
@@ -52,21 +57,32 @@ def write_segment(kind: str, segment: nn.Module, path: Path, given: Sequence[Ten
 
 def _converted(kind: str, module: nn.Module, given: Sequence[Tensor], batch: int | None, precision: str,
                inputs: Sequence[str] = (onnx_backend.INPUT,), outputs: Sequence[str] = ()):  # fmt: skip
-    methods = [method.name for method in getattr(module, "model", module).plan.methods]
     if kind == "torch":
         return exported_program(module, given, batch, precision)
     if kind == "openvino":
         return openvino_backend.openvino_graph(module, given, single=batch == 1)
-    graph = onnx_backend.onnx_graph(module, given, batch == 1, inputs, outputs)
-    return quantised_onnx(graph, methods) if precision == "int8" else graph
+    return onnx_backend.onnx_graph(module, given, batch == 1, inputs, outputs)
 
 
-def _call(kind: str, graph, precision: str, outputs: Sequence[str]) -> Call:
+def _rounded(kind: str, model: AdaptiveModel, graph, calibration: Tensor, precision: str):
+    """The graph in 8 bits, where that is asked for and the model was not trained so."""
+    if precision != "int8" or quantised(model):
+        return graph
+    methods = [method.name for method in model.plan.methods]
+    return quantised_graph(graph, calibration, methods) if kind == "openvino" else quantised_onnx(graph, methods)
+
+
+def rounded_rest(kind: str, precision: str, model: AdaptiveModel) -> bool:
+    """Whether layers beside 8-bit ones may be rounded, too: where the model was not trained in 8 bits."""
+    return kind == "openvino" and precision == "int8" and not quantised(model)
+
+
+def _call(kind: str, graph, precision: str, outputs: Sequence[str], rounded: bool) -> Call:
     if kind == "torch":
         module = graph.module()
         return lambda given: module(*given)
     if kind == "openvino":
-        return openvino_backend.openvino_caller(graph, precision, None, static=False)
+        return openvino_backend.openvino_caller(graph, precision, None, static=False, rest=openvino_backend.fast_rest() if rounded else None)
     return onnx_backend.onnx_caller(graph, None, outputs=outputs)
 
 

@@ -18,6 +18,7 @@ from foveate.runtime.engine import Engine
 from foveate.runtime.exported import mirrored
 from foveate.runtime.int8 import quantised_graph
 from foveate.runtime.onnx_backend import onnx_graph, onnx_runner
+from foveate.runtime.onnx_int8 import quantised_onnx
 from foveate.runtime.openvino_backend import fast_rest, only_first, openvino_caller, openvino_graph, openvino_runner
 from foveate.runtime.torch_backend import compiled, eager, tuned
 
@@ -27,13 +28,14 @@ CHECKED_SINGLY = 8
 def precisions_of(backend: str, model: nn.Module) -> tuple[str, ...]:
     """What a backend computes this model in.
 
-    OpenVINO runs layers that were trained in 8 bits in integers, which torch emulates, and quantises others where NNCF is installed, but
-    for models that are cut at exits. ONNX Runtime has no bf16 here.
+    OpenVINO runs layers that were trained in 8 bits in integers, which torch and ONNX Runtime emulate, and quantises others where NNCF is
+    installed; ONNX Runtime quantises them as well. Neither does so for models that are cut at exits. ONNX Runtime has no bf16 here.
     """
     if backend == "openvino" and quantised(model):
         return ("int8",)
     cut = any(getattr(part, "exit_blocks", ()) for part in getattr(model, "efforts", [model]))
-    eight = ("int8",) if backend == "openvino" and find_spec("nncf") and not cut else ()
+    able = (backend == "openvino" and find_spec("nncf")) or (backend == "onnxruntime" and not quantised(model))
+    eight = ("int8",) if able and not cut else ()
     return ("fp32", *(() if backend == "onnxruntime" else ("bf16",)), *eight)
 
 
@@ -92,7 +94,7 @@ class Maker:
         """An engine with its agreement; raises FoveateError where it cannot be made or disagrees."""
         check_precision(backend, precision, self.model)
         if backend == "onnxruntime":
-            return self._checked(Engine(self._onnx, backend, precision, self._limit, size=self._size), self.tolerance)
+            return self._checked(Engine(self._onnx(precision), backend, precision, self._limit, size=self._size), self.tolerance)
         if backend != "openvino":
             run = (compiled if backend == "torch-compile" else tuned)(self.model, precision)
             return self._checked(Engine(run, backend, precision), self.tolerance)
@@ -128,9 +130,16 @@ class Maker:
             return _given(self._graph), None
         return _given(self._eight_bit_graph), fast_rest()
 
+    def _onnx(self, precision: str) -> Callable[[Tensor], Tensor]:
+        graph = quantised_onnx(_given(self._onnx_graph), self._names) if precision == "int8" else _given(self._onnx_graph)
+        return onnx_runner(graph, self.threads)
+
     @cached_property
-    def _onnx(self) -> Callable[[Tensor], Tensor]:
-        return onnx_runner(onnx_graph(self.model, mirrored(self.example), single=self._limit == 1), self.threads)
+    def _onnx_graph(self):
+        try:
+            return onnx_graph(self.model, mirrored(self.example), single=self._limit == 1)
+        except FoveateError as error:
+            return error
 
     @cached_property
     def _graph(self):
@@ -145,7 +154,7 @@ class Maker:
     def _eight_bit_graph(self):
         images = self.example if self.calibration is None else self.calibration
         try:
-            return quantised_graph(_given(self._graph), images, [method.name for method in getattr(self._plan, "methods", ())])
+            return quantised_graph(_given(self._graph), images, self._names)
         except FoveateError as error:
             return error
 
@@ -160,6 +169,11 @@ class Maker:
     @property
     def _plan(self):
         return getattr(self.model, "plan", None)
+
+    @property
+    def _names(self) -> list[str]:
+        """What modules of methods are called."""
+        return [method.name for method in getattr(self._plan, "methods", ())]
 
     @property
     def _stages(self) -> tuple[int, ...]:

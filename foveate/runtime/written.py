@@ -16,7 +16,7 @@ from foveate.runtime.agreement import DECIDING_TOLERANCE, TOLERANCE, Agreement, 
 from foveate.runtime.artifact_engine import graph_call, in_groups
 from foveate.runtime.decisions import compared
 from foveate.runtime.exported import mirrored
-from foveate.runtime.graph_files import SUFFIX, write_model, write_segment
+from foveate.runtime.graph_files import SUFFIX, rounded_rest, write_model, write_segment
 from foveate.runtime.maker import images_at_once
 from foveate.runtime.onnx_backend import INPUT
 from foveate.runtime.segments import examples, segments_for_graphs
@@ -32,6 +32,8 @@ class Written:
     folder: Path
     data: dict[str, Any]
     images: Tensor
+    answers: Tensor | None
+    calibration: Tensor
     batch: int | None
     tolerance: float | None
     threads: int | None
@@ -57,11 +59,11 @@ def write_effort(to: Written, model: AdaptiveModel, number: int, efforts: int) -
     if model.exit_blocks and to.batch is not None and limit is None:
         raise FoveateError(f"batch={to.batch} for {model.plan}, from which images leave on the way", "a free batch size", "leave it out")
     name = "model" if efforts == 1 else f"effort-{number}"
-    common = {"effort": number, "plan": str(model.plan), "batch": 1 if limit == 1 else to.batch}
+    common = {"effort": number, "plan": str(model.plan), "batch": 1 if limit == 1 else to.batch, "rounded_rest": rounded_rest(to.kind, to.precision, model)}
     if model.exit_blocks:
         return _segments(to, model, name, common)
     entry = common | {"file": f"{name}.{SUFFIX[to.kind]}", "block": None, "inputs": [INPUT], "outputs": []}
-    places = write_model(to.kind, model, to.folder / entry["file"], to.images, entry["batch"], to.precision)
+    places = write_model(to.kind, model, to.folder / entry["file"], to.images, to.calibration, entry["batch"], to.precision)
     parity = _held(to, model, entry)
     if places:
         with torch.inference_mode():
@@ -79,7 +81,7 @@ def _held(to: Written, model: AdaptiveModel, entry: dict[str, Any]) -> dict[str,
         call = graph_call(to.folder, to.data, entry, to.threads)
         run = lambda images: call([images])[0].clone()
         try:
-            return _required(to, model, _compared(run if batch is None else in_groups(run, batch), expected, to.images, batch))
+            return _required(to, model, _compared(run if batch is None else in_groups(run, batch), expected, to, batch))
         except FoveateError as error:
             refused = error
     raise refused
@@ -99,7 +101,7 @@ def _segments(to: Written, model: AdaptiveModel, name: str, common: dict[str, An
         entries.append(entry)
     for place, entry in enumerate(entries):
         expected = lambda images: list(twin.exit_logits(images)[0].values())[place]
-        found = _compared(lambda images: _straight(calls[: place + 1], images), expected, to.images, common["batch"])
+        found = _compared(lambda images: _straight(calls[: place + 1], images), expected, to, common["batch"])
         entry["parity"] = _required(to, model, found)
     return entries
 
@@ -113,12 +115,13 @@ def _straight(calls: Sequence[Call], images: Tensor) -> Tensor:
     return logits
 
 
-def _compared(run: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], images: Tensor, batch: int | None) -> Agreement:
+def _compared(run: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], to: Written, batch: int | None) -> Agreement:
     """All images at once and the first one alone: a batch size frozen into a graph shows in one of the two."""
-    groups = images.split(1) if batch == 1 else (images, images[:1])
+    groups = to.images.split(1) if batch == 1 else (to.images, to.images[:1])
+    answers = to.answers if to.answers is None or batch == 1 else torch.cat([to.answers, to.answers[:1]])
     try:
         with torch.inference_mode():
-            return agreement(torch.cat([run(group) for group in groups]), torch.cat([expected(group) for group in groups]))
+            return agreement(torch.cat([run(group) for group in groups]), torch.cat([expected(group) for group in groups]), answers)
     except FoveateError:
         raise
     except Exception as error:  # what runtimes raise for shapes that a graph does not take
@@ -131,7 +134,8 @@ def _required(to: Written, model: AdaptiveModel, found: Agreement) -> dict[str, 
     try:
         require(found, f"{to.kind} {to.precision}", to.precision, decides, to.tolerance)
     except FoveateError as error:
-        raise FoveateError(f"{error.given}; nothing was written", error.allowed, "export with --precision fp32 or --to torch, or allow more with --tolerance") from error
+        raise FoveateError(f"{error.given}; nothing was written", error.allowed,
+                           "export with --precision fp32 or --to torch, or allow more with --tolerance") from error
     usual = (DECIDING_TOLERANCE if decides else TOLERANCE)[to.precision]
     return asdict(found) | {
         "compared_with": "torch eager fp32", "tolerance": usual if to.tolerance is None else to.tolerance,

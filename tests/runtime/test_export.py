@@ -1,6 +1,7 @@
 """export: artifacts that answer as the model does, say so, and are not written or not loaded where anything is wrong."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import tiny
@@ -129,6 +130,17 @@ def test_half_precision_is_named_and_held_to_its_own_tolerance(kind, shared):
     made = shared(DENSE, kind, precision="bf16")
     assert made.data["precision"] == "bf16" and 1e-5 < made.data["parity"]["worst"] < 0.1 == made.data["parity"]["tolerance"]
     answers_as(load_artifact(made.folder), tiny.adapted(DENSE).eval(), atol=0.2, rtol=0.1)
+
+
+@pytest.mark.skipif(find_spec("nncf") is None or find_spec("openvino") is None, reason="nncf or openvino is not installed")
+def test_8_bits_are_judged_by_the_accuracy_that_they_cost(tmp_path):
+    model, images = tiny.adapted(fv.Plan([fv.SPViT(after=(2,), keep=(0.5,))])).eval(), tiny.images(count=24)
+    right = model(images).argmax(1)
+    made = export(model, tmp_path / "here", "openvino", "int8", images, answers=right, calibration=tiny.images(count=16, seed=3))
+    lost = 100 - made.data["parity"]["same_answer_percent"]
+    assert made.data["precision"] == "int8" and 0 <= lost <= 4.01 and abs(made.data["parity"]["lost_percent"] - lost) < 1e-4
+    assert 0.8 < made.data["parity"]["decisions"]["stages"][0]["overlap"] <= 1
+    answers_as(load_artifact(made.folder), model, atol=0.5, rtol=0)
 
 
 @needs_openvino
