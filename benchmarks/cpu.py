@@ -85,9 +85,10 @@ def main() -> None:
     names, console, card = given.only or [*ROWS, "profile"], Console(width=200), machine()
     console.print(f"{card['cpu_model']}, {card['cpu_cores']} cores, load {card['load_average_1min']}, torch {card['versions']['torch']}")
     start, when = time.perf_counter(), time.strftime("%Y-%m-%d %H:%M %z")
-    say = lambda cell: console.print(f"{time.perf_counter() - start:5.0f} s  " + "  ".join(filter(None, cell.words)), markup=False, highlight=False, soft_wrap=True)
+    tell = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say = lambda cell: tell(f"{time.perf_counter() - start:5.0f} s  " + "  ".join(filter(None, cell.words)))
     cells = measured([name for name in names if name in ROWS], asked, say)
-    profiles = profile_rows.sections(asked, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)) if "profile" in names else []
+    profiles = profile_rows.sections(asked, tell) if "profile" in names else []
     console.print(table(cells, "quick: no figure to quote" if given.quick else ""))
     verdicts = [cell.verdict for cell in cells]
     console.print(f"{verdicts.count(PASS)} pass, {verdicts.count(SHORT)} fall short, {verdicts.count(ERROR)} failed; {time.perf_counter() - start:.0f} s")

@@ -28,7 +28,8 @@ def sections(asked: Asked, say: Callable[[str], None]) -> list[str]:
         try:
             made.append(_section(asked, batch, precision))
         except Exception as error:  # noqa: BLE001  (the table stands without it)
-            made.append(f"## Where the time goes: OpenVINO {precision}, batch {batch}\n\nNot profiled: {type(error).__name__}: {error}".replace("\n", " ")[:400])
+            why = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+            made.append(f"## Where the time goes: OpenVINO {precision}, batch {batch}\n\nNot profiled: {why}")
         say(made[-1])
     return made
 

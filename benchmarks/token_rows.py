@@ -26,7 +26,7 @@ ANY = 10.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for. model, iret: names in timm. batches: images a call. backends: of OpenVINO's rows."""
+    """What the command line asks for. model, iret: names in timm. batches: images a call."""
 
     model: str = "deit_small_patch16_224"
     iret: str = "iret_small"

@@ -57,9 +57,10 @@ def made(kind: str, backend: str, milliseconds: float) -> tuple[Candidate, Timin
 def test_a_plan_is_judged_by_what_it_is_held_against(against, ms, verdict, speedup):
     pairs = [made("dense", "timm-eager", 20.0), made("dense", "slow", 10.0), made("dense", "quick", 1.0), made("plan", "slow", ms)]
     timings = {one.name: timing for one, timing in pairs}
-    found = rows([one for one, _ in pairs], timings, {"dense": (4e9, 1), "half": (2e9, 1)}, {"fp32": 4000.0}, against)
+    found = rows([one for one, _ in pairs], timings, {"dense": (4e9, 1), "half": (2e9, 1)}, {"fp32": 4000.0}, against, {"half, slow fp32": 7.5})
     assert [row["verdict"] for row in found[:3]] == ["dense", "dense", "best dense"]
     assert (found[3]["verdict"], found[3]["speedup"]) == (verdict, speedup)
+    assert [row["peak_mib"] for row in found] == [None, None, None, 7.5]
     assert found[3]["ceiling_percent"] == pytest.approx(100 * 2 / ms * 1000 / 4000)
     assert verdicts(found) == {"half": {"1": f"{verdict} (slow fp32)"}}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.cli.answer import Answer, waiting
 from foveate.cli.bench_engines import DENSE, PEER, PLAN, able, candidates
-from foveate.cli.bench_table import rows, sheet, timed, verdicts
+from foveate.cli.bench_table import memory, rows, sheet, timed, verdicts
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compare(
     costs, found = _costs(models, images), []
     for batch in dict.fromkeys(batches):
         here = able(made, batch, left_out)
-        found += rows(here, timed(here, images, batch, *rounds[:2]), costs, ceilings, against)
+        found += rows(here, timed(here, images, batch, *rounds[:2]), costs, ceilings, against, memory(here, images, batch))
     said = verdicts(found)
     first = min((row for row in found if row["batch"] == batches[0]), key=lambda row: (row["kind"] != PLAN or row["plan"] != str(plans[0]), row["latency_ms"]))
     answer.data |= first | {"results": found, "verdicts": said, "left_out": left_out, "gemm_gmac_per_s": ceilings, "machine": machine()}
@@ -121,6 +121,7 @@ def _report_rows(found: Sequence[dict[str, Any]]) -> list[Row]:
     for plan, backend, precision in dict.fromkeys((row["plan"], row["backend"], row["precision"]) for row in found):
         here = [row for row in found if (row["plan"], row["backend"], row["precision"]) == (plan, backend, precision)]
         triples = lambda key: {row["batch"]: (row[key], row[f"{key}_low"], row[f"{key}_high"]) for row in here}
-        judged = {} if plan == "dense" else {"speedup": triples("speedup"), "verdict": {batch: verdict(Spread(*three)) for batch, three in triples("speedup").items()}}
+        speedup = {} if plan == "dense" else triples("speedup")
+        judged = {"speedup": speedup, "verdict": {batch: verdict(Spread(*three)) for batch, three in speedup.items()}}
         made.append(Row(plan, here[0]["macs"], here[0]["params"], latency_ms=triples("latency_ms"), backend=backend, precision=precision, **judged))
     return made

@@ -52,7 +52,8 @@ def _triples(rows: list[dict[str, Any]], name: str) -> dict[int, tuple[float, fl
     return {row["batch"]: (row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows}
 
 
-def write_folder(out: Path, data: dict[str, Any], drawn: list[list[Row]], sentence: str, command: str, started: str, seconds: float, extra: dict[str, Any]) -> Path:
+def write_folder(out: Path, data: dict[str, Any], drawn: list[list[Row]], sentence: str, command: str, started: str, seconds: float,
+                 extra: dict[str, Any]) -> Path:
     from foveate.machine import machine
     from foveate.report import Made, Results, save_results, write_report
 

@@ -21,7 +21,7 @@ PERCENTILES = (50, 95, 99)
 TIMM_COLUMNS = ("model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "infer_gmacs", "param_count")
 """The first columns of the CSV file are those of timm's benchmark.py: images a second, milliseconds a call, images a call, pixels, 1e9, 1e6."""
 OWN_COLUMNS = ("plan", "kind", "backend", "precision", "latency_ms", "latency_ms_p50", "latency_ms_p95", "latency_ms_p99", "speedup", "speedup_over_best_dense",
-               "ceiling_percent", "verdict")
+               "ceiling_percent", "peak_mib", "verdict")
 
 
 def timed(made: Sequence[Candidate], images: Tensor, batch: int, rounds: int, warmup: int) -> dict[str, Timing]:
@@ -36,8 +36,19 @@ def timed(made: Sequence[Candidate], images: Tensor, batch: int, rounds: int, wa
         return interleave(runners, rounds, warmup, progress, images=batch, synchronize=wait)
 
 
-def rows(made: Sequence[Candidate], timings: dict[str, Timing], costs: dict[str, tuple[float, int]], ceilings: dict[str, float], against: str) -> list[dict[str, Any]]:
-    """One entry a candidate. costs: plan -> (MACs of the mean image, parameters). ceilings: giga multiply-accumulates a second by precision.
+def memory(made: Sequence[Candidate], images: Tensor, batch: int) -> dict[str, float | None]:
+    """MiB that a call holds beyond what was held before it, by name; None for runtimes that keep what they once took, so that a later call needs nothing."""
+    from foveate.measure.memory import peak_mib
+
+    device = str(next(made[0].model.parameters()).device)
+    return {one.name: peak_mib(lambda one=one: one.run(images[:batch]), device) if one.backend in (EAGER, "torch") else None for one in made}
+
+
+def rows(made: Sequence[Candidate], timings: dict[str, Timing], costs: dict[str, tuple[float, int]], ceilings: dict[str, float], against: str,
+         peaks: dict[str, float | None]) -> list[dict[str, Any]]:
+    """One entry a candidate.
+
+    costs: plan -> (MACs of the mean image, parameters). ceilings: giga multiply-accumulates a second by precision. peaks: see `memory`.
 
     speedup is over dense in the same backend and precision (with against="dense-best" over the best dense engine), and where that one is
     missing over timm's eager model; speedup_over_best_dense over the dense engine with the least median. A plan is judged by the latter.
@@ -54,6 +65,7 @@ def rows(made: Sequence[Candidate], timings: dict[str, Timing], costs: dict[str,
         helps = over_best if against != "same" else speedup
         advice = f"use dense {best.backend} {best.precision}" if against != "same" else "use dense"
         said = f"{HELPS} x{helps.median:.2f}" if verdict(helps) == HELPS else f"{NO_GAIN}: {advice}"
+        dense_word = "best dense" if one is best else "dense"
         p50, p95, p99 = percentiles(timing)
         percent = 100 * macs / 1e6 / timing.latency_ms.median / ceilings[one.precision] if one.precision in ceilings else None
         found.append({
@@ -61,8 +73,8 @@ def rows(made: Sequence[Candidate], timings: dict[str, Timing], costs: dict[str,
             "latency_ms": timing.latency_ms.median, "latency_ms_low": timing.latency_ms.low, "latency_ms_high": timing.latency_ms.high, "latency_ms_p50": p50,
             "latency_ms_p95": p95, "latency_ms_p99": p99, "images_per_s": timing.images_per_s, "baseline": same.name, "speedup": speedup.median,
             "speedup_low": speedup.low, "speedup_high": speedup.high, "best_dense": best.name, "speedup_over_best_dense": over_best.median,
-            "speedup_over_best_dense_low": over_best.low, "speedup_over_best_dense_high": over_best.high, "ceiling_percent": percent,
-            "verdict": ("best dense" if one is best else "dense") if one.kind == DENSE else said, "repetitions": len(timing.samples_ms), "agreement": one.agreement,
+            "speedup_over_best_dense_low": over_best.low, "speedup_over_best_dense_high": over_best.high,
+            "ceiling_percent": percent, "peak_mib": peaks.get(one.name), "verdict": dense_word if one.kind == DENSE else said, "repetitions": len(timing.samples_ms), "agreement": one.agreement,
         })  # fmt: skip
     return found
 
@@ -89,13 +101,13 @@ def percentiles(timing: Timing) -> tuple[float, ...]:
 
 def sheet(found: Sequence[dict[str, Any]], batch: int) -> Any:
     """The rows of one batch size for a terminal, fastest first."""
-    made = table("plan", "in", "GMACs", "ms an image", "p95", "p99", "images/s", "% of GEMM", "over same", "over best dense", "verdict", left=2)
+    made = table("plan", "in", "GMACs", "ms an image", "p95", "p99", "images/s", "% of GEMM", "peak MiB", "over same", "over best dense", "verdict", left=2)
     made.title, made.title_justify = f"batch {batch}", "left"
     for row in sorted((row for row in found if row["batch"] == batch), key=lambda row: row["latency_ms"]):
-        percent = "" if row["ceiling_percent"] is None else f"{row['ceiling_percent']:.0f}"
+        percent, peak = ("" if row[key] is None else f"{row[key]:.0f}" for key in ("ceiling_percent", "peak_mib"))
         same = "" if row["kind"] == DENSE else f"{row['speedup']:.2f}"
         made.add_row(row["plan"] if row["kind"] != DENSE else "dense", f"{row['backend']} {row['precision']}", f"{row['macs'] / 1e9:.2f}",
-                     *(f"{row[key]:.2f}" for key in ("latency_ms", "latency_ms_p95", "latency_ms_p99")), f"{row['images_per_s']:.0f}", percent, same,
+                     *(f"{row[key]:.2f}" for key in ("latency_ms", "latency_ms_p95", "latency_ms_p99")), f"{row['images_per_s']:.0f}", percent, peak, same,
                      f"{row['speedup_over_best_dense']:.2f}", row["verdict"])
     return made
 

@@ -56,7 +56,9 @@ def bench(
         typer.Option(metavar="WHAT", show_default=False, help="What a plan must beat: same (dense in the same backend and precision) or all and dense-best "
                      "(the best dense engine here; dense-best puts the other speed-ups over it, too); implies --all, whose default is all."),
     ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False, help="Also write the rows with the columns of timm's benchmark.py; implies --all.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, help="Also write the rows with the columns of timm's benchmark.py; implies --all.")
+    ] = None,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds that count; each runs every model once, in turn.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds before them that do not count.")] = 4,
     threads: Threads = None,
