@@ -20,10 +20,9 @@ PLANS = {
                               fv.SPViT(after=(1, 3), keep=(0.7, 0.4))]),
     "branches+argmax": ("deit", [fv.ViTALiTy(mode="lowrank+sparse", threshold=0.1, blocks=(1,)), fv.ViTCoD(blocks=(2,)), fv.PIVOT(skip=(3,)),
                                  fv.SPViT(after=(1, 3), keep=(0.7, 0.4), select="argmax")]),
-    "structure+random+vitality": ("siglip", [fv.Structure(keep=0.7), fv.Random(after=(2,), keep=(0.5,)), fv.ViTALiTy(blocks=(1, 4))]),
     "evit": ("deit", [fv.EViT(after=(1, 3), keep=(0.7, 0.4))]),
-    "tome": ("deit", [fv.ToMe(r=3)]),
-    "ats": ("deit", [fv.ATS(after=(2,), tokens=0.6)]),
+    "tome+structure": ("deit", [fv.Structure(keep=0.7), fv.ToMe(r=3)]),
+    "ats+random": ("deit", [fv.ATS(after=(2,), tokens=0.6), fv.Random(after=(3,), keep=(0.3,))]),
     "iret": ("iret", [fv.IRET(threshold=0.05)]),
     "argmax, rotary": ("eva02", [fv.SPViT(after=(2,), keep=(0.5,), select="argmax")]),
 }
