@@ -15,7 +15,9 @@ RESET_PEAK = "5"
 KIB_PER_MIB = 1024
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Numbers of glibc's mallopt."""
-PAGES, LARGEST_HOLE, USUAL = 64 * 2**10, 2**30, 32 * 2**20
+WORD, MAPPED = ctypes.sizeof(ctypes.c_size_t), 2
+"""The word before a block of glibc holds its size, and in this bit whether it is a mapping of its own."""
+PAGES, LARGEST_HOLE, USUAL = 256 * 2**10, 2**30, 32 * 2**20
 """Blocks from this size on are asked of the system one by one while measuring; afterwards as large as glibc itself lets them become."""
 
 
@@ -46,15 +48,9 @@ def peak_mib(call: Callable[[], object], device: str = "cpu") -> float | None:
     return None if before is None or peak is None else max(0.0, peak - before)
 
 
-class _Heap(ctypes.Structure):
-    """glibc's mallinfo2: sizes in bytes."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks mapped usmblks fsmblks used free top".split()]
-
-
 @contextmanager
 def _no_holes() -> Iterator[None]:
-    """Lets blocks of 64 KiB and more come from the system and go back to it, where the C library can: the heap's holes are kept occupied."""
+    """Lets blocks of 256 KiB and more come from the system and go back to it, where the C library can: the heap's holes are kept occupied."""
     library = _glibc()
     if library is None:
         yield
@@ -64,14 +60,12 @@ def _no_holes() -> Iterator[None]:
     fillers, size = [], LARGEST_HOLE
     try:
         while size >= PAGES:
-            before = library.mallinfo2()
             block = library.malloc(size)  # untouched, so that it takes no memory
-            after = library.mallinfo2()
-            if after.mapped + after.arena > before.mapped + before.arena:  # no hole is as large
+            if _in_a_hole(block) and size < LARGEST_HOLE:
+                fillers.append(block)
+            else:
                 library.free(block)
                 size //= 2
-            else:
-                fillers.append(block)
         yield
     finally:
         for block in fillers:
@@ -79,15 +73,23 @@ def _no_holes() -> Iterator[None]:
         library.mallopt(MMAP_THRESHOLD, USUAL), library.mallopt(TRIM_THRESHOLD, 2 * USUAL)
 
 
+def _in_a_hole(block: int | None) -> bool:
+    return bool(block) and ctypes.c_size_t.from_address(block - WORD).value & MAPPED == 0
+
+
 def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc with a malloc of its own: there a block as large as no hole is a mapping."""
     try:
         library = ctypes.CDLL(None)
-        library.mallinfo2.restype, library.malloc.restype = _Heap, ctypes.c_void_p
+        library.malloc.restype = ctypes.c_void_p
         library.malloc.argtypes, library.free.argtypes = (ctypes.c_size_t,), (ctypes.c_void_p,)
-        library.mallopt, library.malloc_trim  # noqa: B018  (asks whether they are there)
+        library.gnu_get_libc_version, library.mallopt, library.malloc_trim  # noqa: B018  (asks whether they are there)
     except (AttributeError, OSError, TypeError):
         return None
-    return library
+    block = library.malloc(LARGEST_HOLE)
+    own = bool(block) and not _in_a_hole(block)
+    library.free(block)
+    return library if own else None
 
 
 def _reset() -> float | None:
