@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.quantised import quantised
+from foveate.runtime.openvino_passes import simplify
 
 try:
     import openvino
@@ -45,6 +46,7 @@ def openvino_graph(model: nn.Module, images: Tensor | Sequence[Tensor], single: 
             frontend = FrontEndManager().load_by_framework("pytorch")
             graph = frontend.convert(frontend.load(decoder))
             graph.reshape({at: _free(tensor, single) for at, tensor in zip(graph.inputs, given, strict=True)})
+            simplify(graph)
         if quantised(model):
             # The ends of FakeQuantize ranges come as computations; OpenVINO goes over to integers only where they are constants.
             folding = Manager()
